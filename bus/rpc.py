@@ -16,9 +16,9 @@ import socket
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import zmq
 import zmq.asyncio
@@ -29,7 +29,7 @@ from bus.layout import Layout
 from bus.model import Frozen, pack, unpack
 
 R = TypeVar("R", bound=Frozen)
-Handler = Callable[[Command[Frozen]], Awaitable[Frozen]]
+Handler = Callable[[Any], Awaitable[Frozen]]
 log = logging.getLogger(__name__)
 
 _DEADLINE = struct.Struct(">Q")
@@ -104,40 +104,34 @@ def _first_line(error: Exception) -> str:
 class Server:
     """A manager's answering side: owns its ROUTER socket and the memory of recent requests."""
 
-    def __init__(self, path: Path, handlers: Mapping[type[Command[Frozen]], Handler]) -> None:
+    def __init__(self, path: Path, handlers: Mapping[type[Command[Any]], Handler]) -> None:
+        self._path = path
         self._handlers = {command.name: handler for command, handler in handlers.items()}
         self._recent: OrderedDict[bytes, asyncio.Task[list[bytes]]] = OrderedDict()
         self._sending: set[asyncio.Task[None]] = set()
-        self._sock = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
-        self._sock.linger = 0
-        self._sock.bind(f"ipc://{path}")
-        path.chmod(0o660)
-
-    def names(self) -> Iterable[str]:
-        """Give the names of the commands answered here."""
-        return self._handlers.keys()
 
     async def serve(self) -> None:
-        """Answer until cancelled; every request is a task of its own."""
-        try:
+        """Bind and answer until cancelled; every request is a task of its own."""
+        with zmq.asyncio.Context.instance().socket(zmq.ROUTER) as sock:
+            sock.linger = 0
+            sock.bind(f"ipc://{self._path}")
+            self._path.chmod(0o660)
             while True:
-                peer, *frames = await self._sock.recv_multipart()
+                peer, *frames = await sock.recv_multipart()
                 if len(frames) != _PARTS:
                     log.warning("a request of %d frames was dropped", len(frames))
                     continue
-                task = asyncio.create_task(self._answer(peer, frames), name="answer")
+                task = asyncio.create_task(self._answer(sock, peer, frames), name="answer")
                 self._sending.add(task)
                 task.add_done_callback(self._sending.discard)
-        finally:
-            self._sock.close()
 
-    async def _answer(self, peer: bytes, frames: list[bytes]) -> None:
+    async def _answer(self, sock: zmq.asyncio.Socket, peer: bytes, frames: list[bytes]) -> None:
         request = frames[0]
         if request not in self._recent:
             self._recent[request] = asyncio.create_task(self._do(*frames), name=f"do-{frames[1]!r}")
             self._forget()
         answer = await asyncio.shield(self._recent[request])
-        await self._sock.send_multipart([peer, request, *answer])
+        await sock.send_multipart([peer, request, *answer])
 
     def _forget(self) -> None:
         """Drop the oldest answered requests."""

@@ -10,10 +10,13 @@ No ZeroMQ here: relays write it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -31,6 +34,7 @@ _FRAME = struct.Struct("<QBBHI")  # time ns since 1970, direction, kind, zero, l
 _END_RESERVE = 4096  # written ahead so that an end can be noted on a full disk
 _CHECK_EVERY = 1 << 20  # bytes between looks at the free space
 _FILE_MODE = 0o660
+_FULL = "no space left on device"
 
 
 class Direction(IntEnum):
@@ -90,41 +94,52 @@ class Writer:
     """A relay's hand on its spool: owns the directory's files until `end`. Every failure to write is a `SpoolError`."""
 
     def __init__(self, spool: Path, opening: Opening) -> None:
-        identity = opening.handoff.identity
-        self.path = spool / identity.id
+        self.path = spool / opening.handoff.identity.id
         self._min_free = opening.handoff.min_free_mib << 20
         self._unchecked = 0
-        try:
-            self._check_free(spool)
-            self.path.mkdir(mode=0o770)
-            self._reserve = _write(self.path / ".end", b" " * _END_RESERVE, keep=True)
-            self._stream = _write(self.path / "stream", MAGIC, keep=True)
-            self._size = len(MAGIC)
-            _publish(self.path / "session.json", opening.model_dump_json().encode())
-        except OSError as error:
-            raise SpoolError(f"{self.path} can't be written: {error.strerror}") from error
+        self._size = len(MAGIC)
+        self._check_free(spool)
+        with ExitStack() as undo:
+            try:
+                self.path.mkdir(mode=0o770)
+                undo.callback(shutil.rmtree, self.path)
+                self._reserve = _write(self.path / ".end", b" " * _END_RESERVE)
+                undo.callback(os.close, self._reserve)
+                self._stream = _write(self.path / "stream", MAGIC)
+                undo.callback(os.close, self._stream)
+                _publish(self.path / "session.json", opening.model_dump_json().encode())
+            except OSError as error:
+                raise self._unwritable(error.strerror) from error
+            undo.pop_all()
 
     def append(self, at_ns: int, direction: Direction, kind: Kind, payload: bytes | memoryview = b"") -> None:
         """Append a frame; on failure the stream is cut back to its last whole frame."""
-        size = _FRAME.size + len(payload)
+        frame = _FRAME.pack(at_ns, direction, kind, 0, len(payload))
+        size = len(frame) + len(payload)
+        self._unchecked += size
+        if self._unchecked > _CHECK_EVERY:
+            self._check_free(self.path)
         try:
-            self._unchecked += size
-            if self._unchecked > _CHECK_EVERY:
-                self._check_free(self.path)
-            frame = _FRAME.pack(at_ns, direction, kind, 0, len(payload))
-            if os.writev(self._stream, [frame, payload]) != size:
-                raise OSError(28, "no space for a whole frame")  # noqa: TRY301 - one way out for every failure
+            written = os.writev(self._stream, [frame, payload])
         except OSError as error:
-            os.ftruncate(self._stream, self._size)
-            raise SpoolError(f"{self.path} can't be written: {error.strerror}") from error
+            raise self._cut(error.strerror) from error
+        if written != size:
+            raise self._cut(_FULL)
         self._size += size
+
+    def _cut(self, reason: str | None) -> SpoolError:
+        os.ftruncate(self._stream, self._size)
+        return self._unwritable(reason)
+
+    def _unwritable(self, reason: str | None) -> SpoolError:
+        return SpoolError(f"{self.path} can't be written: {reason}")
 
     def attached(self, container: ContainerFacts) -> None:
         """Note the container."""
         try:
             _publish(self.path / "attached.json", container.model_dump_json().encode())
         except OSError as error:
-            raise SpoolError(f"{self.path} can't be written: {error.strerror}") from error
+            raise self._unwritable(error.strerror) from error
 
     def end(self, ending: Ending) -> None:
         """Note the end in the reserved block; the directory is complete from here on."""
@@ -137,27 +152,22 @@ class Writer:
         self._unchecked = 0
         room = os.statvfs(path)
         if room.f_bavail * room.f_frsize < self._min_free:
-            raise OSError(28, f"less than {self._min_free >> 20} MiB free")
+            raise self._unwritable(f"less than {self._min_free >> 20} MiB free")
 
 
-def _write(path: Path, content: bytes, *, keep: bool = False) -> int:
-    """Write a new file; give its descriptor if it is to be kept open, else close it."""
+def _write(path: Path, content: bytes) -> int:
+    """Write a new file and give its descriptor."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _FILE_MODE)
-    try:
-        if os.write(descriptor, content) != len(content):
-            raise OSError(28, "no space left on device")
-    except OSError:
-        os.close(descriptor)
-        raise
-    if not keep:
-        os.close(descriptor)
-    return descriptor
+    if os.write(descriptor, content) == len(content):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.ENOSPC, _FULL)
 
 
 def _publish(path: Path, content: bytes) -> None:
     """Write a file so that nobody sees half of it."""
     temporary = path.with_name(f".{path.name}")
-    _write(temporary, content)
+    os.close(_write(temporary, content))
     temporary.rename(path)
 
 
