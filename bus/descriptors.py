@@ -1,13 +1,12 @@
 """Messages with descriptors over Unix SEQPACKET sockets: how a connection, a capture or a capability changes hands.
 
-Used by relays too: imports neither ZeroMQ nor asyncio's loop at import. A message is one datagram of at most
-`MESSAGE_MAX` bytes with at most `FDS_MAX` descriptors; an empty message is the peer's end.
+Used by relays too: never imports ZeroMQ, and asyncio only in the functions that need a loop. A message is one datagram
+of at most `MESSAGE_MAX` bytes with at most `FDS_MAX` descriptors; an empty message is the peer's end.
 """
 
 from __future__ import annotations
 
 import array
-import asyncio
 import contextlib
 import os
 import socket
@@ -15,8 +14,12 @@ import stat
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bus.errors import PeerDown, PeerNonsense
+
+if TYPE_CHECKING:
+    import asyncio
 
 MESSAGE_MAX = 131072
 FDS_MAX = 16
@@ -40,6 +43,21 @@ def connect(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         sock.connect(str(path))
+    except OSError as error:
+        sock.close()
+        raise PeerDown(f"nobody answers at {path}: {error.strerror}") from error
+    return sock
+
+
+def connect_now(path: Path) -> socket.socket:
+    """Connect without blocking, and give a non-blocking socket; `PeerDown`, or `BlockingIOError` at a full backlog."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.setblocking(False)
+    try:
+        sock.connect(str(path))
+    except BlockingIOError:
+        sock.close()
+        raise
     except OSError as error:
         sock.close()
         raise PeerDown(f"nobody answers at {path}: {error.strerror}") from error
@@ -87,6 +105,8 @@ def is_socket(fd: int) -> bool:
 
 async def readable(sock: socket.socket | int) -> None:
     """Wait until a descriptor is readable."""
+    import asyncio  # noqa: PLC0415 - relays import this module and must not carry a loop
+
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     loop.add_reader(sock, ready.set)
@@ -117,6 +137,8 @@ Conversation = Callable[[socket.socket], Awaitable[None]]
 
 async def serve(server: socket.socket, converse: Conversation) -> None:
     """Accept for ever; each connection (non-blocking) is one named task of `converse`, closed when that returns."""
+    import asyncio  # noqa: PLC0415 - relays import this module and must not carry a loop
+
     tasks: set[asyncio.Task[None]] = set()
 
     async def _one(connection: socket.socket) -> None:
@@ -142,6 +164,8 @@ async def request(
     path: Path, message: bytes, fds: Sequence[int] = (), timeout_s: float = 10
 ) -> tuple[bytes, list[int]]:
     """Send one message to a door and await its one answer; `PeerDown` if there is none, `TimeoutError`."""
+    import asyncio  # noqa: PLC0415 - relays import this module and must not carry a loop
+
     with connect(path) as sock:
         sock.setblocking(False)
         try:

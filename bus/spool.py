@@ -143,14 +143,21 @@ class Writer:
 
     def end(self, ending: Ending) -> None:
         """Note the end in the reserved block; the directory is complete from here on."""
-        os.pwrite(self._reserve, ending.model_dump_json().encode(), 0)
-        (self.path / ".end").rename(self.path / "end.json")
-        os.close(self._reserve)
-        os.close(self._stream)
+        try:
+            os.pwrite(self._reserve, ending.model_dump_json().encode(), 0)
+            (self.path / ".end").rename(self.path / "end.json")
+        except OSError as error:
+            raise self._unwritable(error.strerror) from error
+        finally:
+            os.close(self._reserve)
+            os.close(self._stream)
 
     def _check_free(self, path: Path) -> None:
         self._unchecked = 0
-        room = os.statvfs(path)
+        try:
+            room = os.statvfs(path)
+        except OSError as error:
+            raise self._unwritable(error.strerror) from error
         if room.f_bavail * room.f_frsize < self._min_free:
             raise self._unwritable(f"less than {self._min_free >> 20} MiB free")
 
