@@ -1,0 +1,142 @@
+"""kill -9 of each process under load: exactly what docs/ARCHITECTURE.md says is lost, and no more."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.e2e.tap import stream
+from tests.e2e.test_sessions import PASSWORD
+from tests.e2e.world import SENSOR_V4, Host, World, processes, wait_for
+
+MANAGERS = ["controller", "listener", "session", "containerd", "recorder", "storage", "webui"]
+
+
+@dataclass
+class Typist:
+    """A held ssh session in which every line typed is answered by the container."""
+
+    host: Host
+    process: subprocess.Popen[bytes] = field(init=False)
+    lines: int = 0
+
+    def __post_init__(self) -> None:
+        options = ["-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+        command = ["sshpass", "-p", PASSWORD, "ssh", *options, f"root@{SENSOR_V4}", "cat"]
+        self.process = subprocess.Popen(
+            self.host.argv(*command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    def type(self) -> bool:
+        """Type a line and say whether it came back."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.lines += 1
+        line = b"line %d\n" % self.lines
+        try:
+            self.process.stdin.write(line)
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return False
+        return self.process.stdout.readline() == line
+
+    def end(self) -> None:
+        """Log out."""
+        self.process.communicate(timeout=20)
+
+
+@contextmanager
+def load(hosts: list[Host]) -> Iterator[list[str]]:
+    """Have attackers log in over and over while the block runs; gives the list of failures, checked at the end."""
+    over = threading.Event()
+    failures: list[str] = []
+
+    def attack(host: Host) -> None:
+        while not over.is_set():
+            done = host.ssh("echo ok", password=PASSWORD)
+            if done.stdout != b"ok\n":
+                failures.append(f"{host.addresses}: {done.returncode} {done.stderr.decode()}")
+
+    threads = [threading.Thread(target=attack, args=(host,)) for host in hosts]
+    for thread in threads:
+        thread.start()
+    try:
+        yield failures
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def healthy(world: World) -> bool:
+    done = world.honeypot("status", "--json")
+    return done.returncode == 0 and all(m["healthy"] for m in json.loads(done.stdout)["managers"])
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("manager", MANAGERS)
+def test_a_killed_manager_is_noticed_by_no_attacker(running: World, manager: str) -> None:
+    """A held session types on, new logins succeed, and every session arrives in storage whole."""
+    number = 10 * (1 + MANAGERS.index(manager))
+    typist = Typist(running.attacker(f"198.51.100.{number}"))
+    assert typist.type()
+    hosts = [running.attacker(f"198.51.100.{number + n}") for n in (1, 2)]
+    with load(hosts) as failures:
+        killed = running.manager_pid(manager)
+        running.kill(killed)
+        assert typist.type()
+        wait_for(lambda: running.manager_pid(manager) != killed, f"{manager} to be restarted", 60)
+        wait_for(lambda: healthy(running), "everything to be healthy again", 60)
+        assert typist.type()
+    assert failures == []
+    typist.end()
+    (held,) = running.stored(1, source=f"198.51.100.{number}")
+    assert held["end_reason"] == "closed"
+    inbound, outbound = stream(running.blob(held["stream"]["sha256"]))
+    assert (len(inbound), len(outbound)) == (held["bytes_in"], held["bytes_out"])
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_relay_ends_its_own_connection_only(running: World) -> None:
+    """Its spool is sealed as torn, whole to the last frame; a neighbour types on."""
+    victim, neighbour = Typist(running.attacker("198.51.100.90")), Typist(running.attacker("198.51.100.91"))
+    assert victim.type()
+    assert neighbour.type()
+    live = running.honeypot("bus", "call", "session", "session.live")
+    sessions = json.loads(live.stdout)["sessions"]
+    relay = next(s["relay_pid"] for s in sessions if s["identity"]["source"]["address"] == "198.51.100.90")
+    running.kill(relay)
+    assert not victim.type()
+    assert neighbour.type()
+    (torn,) = running.stored(1, source="198.51.100.90")
+    assert torn["end_reason"] == "torn"
+    inbound, outbound = stream(running.blob(torn["stream"]["sha256"]))
+    assert (len(inbound), len(outbound)) == (torn["bytes_in"], torn["bytes_out"])
+    assert inbound.startswith(b"SSH-2.0-")
+    neighbour.end()
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_supervisord_leaves_sessions_and_containers_to_be_adopted(fresh: World) -> None:
+    """Managers end with it, relays and containers go on, and the next `up` adopts them."""
+    fresh.up()
+    typist = Typist(fresh.attacker("198.51.100.7"))
+    assert typist.type()
+    before = {c["container"]["id"] for c in fresh.ask("containers") if c["source"]}
+    supervisord = next(pid for pid, line in processes() if "supervisord" in line and str(fresh.root) in line)
+    managers = [fresh.manager_pid(name) for name in MANAGERS]
+    fresh.kill(supervisord)
+    wait_for(lambda: not {pid for pid, _ in processes()} & set(managers), "the managers to end")
+    assert typist.type()
+    fresh.up()
+    assert typist.type()
+    assert {c["container"]["id"] for c in fresh.ask("containers") if c["source"]} == before
+    typist.end()
+    (session,) = fresh.stored(1)
+    assert session["end_reason"] == "closed"

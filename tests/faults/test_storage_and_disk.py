@@ -1,0 +1,78 @@
+"""Storage away, disk full: nothing lost, a named reason, no spinning, and service resumes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from xmlrpc.client import ServerProxy
+
+from supervisor.xmlrpc import SupervisorTransport
+
+from tests.e2e.tap import stream
+from tests.e2e.test_sessions import PASSWORD
+from tests.e2e.world import SENSOR_V4, World, wait_for
+from tests.faults.test_kill import Typist
+
+_TICKS = 100
+
+
+def supervisorctl(world: World, *arguments: str) -> None:
+    """Ask this world's supervisord something."""
+    server = ServerProxy(
+        "http://localhost", SupervisorTransport(None, None, f"unix://{world.root}/run/supervisor.sock")
+    )
+    getattr(server.supervisor, arguments[0])(*arguments[1:])
+
+
+def cpu_ticks(pid: int) -> int:
+    """Give the processor time a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_sessions_arrive_when_storage_comes_back(fresh: World) -> None:
+    """Sessions that ran while storage was stopped are all stored once it runs again."""
+    fresh.up()
+    supervisorctl(fresh, "stopProcess", "storage")
+    hosts = [fresh.attacker(f"198.51.100.{n}") for n in range(10, 15)]
+    assert [host.ssh("echo ok", password=PASSWORD).stdout for host in hosts] == [b"ok\n"] * 5
+    assert len(list((fresh.root / "state" / "spool").iterdir())) == 5
+    supervisorctl(fresh, "startProcess", "storage")
+    sessions = fresh.stored(5)
+    assert sorted(s["source"]["address"] for s in sessions) == [f"198.51.100.{n}" for n in range(10, 15)]
+    assert {s["end_reason"] for s in sessions} == {"closed"}
+
+
+def test_a_full_spool_ends_sessions_with_a_reason_and_service_resumes(fresh: World) -> None:
+    """A byte that can't be recorded isn't relayed; no process spins; with room again the next login works."""
+    fresh.configure(min_free_mib=16)
+    spool = fresh.root / "state" / "spool"
+    spool.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=2770", "tmpfs", str(spool)], check=True)
+    try:
+        fresh.up()
+        attacker = fresh.attacker("198.51.100.7")
+        typist = Typist(attacker)
+        assert typist.type()
+        (spool / "filler").write_bytes(bytes(48 << 20))
+        attacker.run("bash", "-c", f"head -c 4000000 /dev/zero | timeout 20 nc -N {SENSOR_V4} 80")
+        flood = attacker.ssh("head -c 30000000 /dev/zero", password=PASSWORD, timeout_s=60)
+        assert len(flood.stdout) < 30000000
+        busy = {name: cpu_ticks(fresh.manager_pid(name)) for name in ("listener", "session", "recorder", "containerd")}
+        refused = attacker.ssh("echo ok", password=PASSWORD, timeout_s=60)
+        assert refused.stdout == b""
+        spent = {name: cpu_ticks(fresh.manager_pid(name)) - ticks for name, ticks in busy.items()}
+        assert all(ticks < 5 * _TICKS for ticks in spent.values()), spent
+        (spool / "filler").unlink()
+        assert attacker.ssh("echo ok", password=PASSWORD).stdout == b"ok\n"
+        typist.end()
+        log = (fresh.root / "log" / "session.log").read_text()
+        assert any("spool_full" in json.loads(line)["message"] for line in log.splitlines() if line.startswith("{"))
+        wait_for(lambda: not list(spool.iterdir()), "the spool to be handed over")
+        for session in fresh.ask("sessions", "--limit", "100"):
+            inbound, outbound = stream(fresh.blob(session["stream"]["sha256"]))
+            assert (len(inbound), len(outbound)) == (session["bytes_in"], session["bytes_out"])
+    finally:
+        fresh.honeypot("down")
+        subprocess.run(["umount", "-l", str(spool)], check=False)
