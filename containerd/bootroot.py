@@ -1,14 +1,13 @@
 """The throw-away root that systemd-nspawn is started on, with stage 1 and the filter in it. One for all containers.
 
-Called by `container.py`. Compiles once; the directory's name is the digest of what it was made from, so a changed source or
-profile makes another one and nothing is ever changed in place.
+Called by `container.py`. Compiles once; the directory's name is the digest of what it was made from, so a
+changed source or profile makes another one and nothing is ever changed in place.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import tempfile
 from pathlib import Path
 
@@ -44,7 +43,6 @@ def _make(root: Path) -> None:
     (root / "usr/keep").touch()
     with (root / "filter.bpf").open("wb") as file:
         profile.write_filter(file)
-    os.chmod(root / "filter.bpf", 0o644)
     run(
         ["gcc", "-Wall", "-Werror", "-O2", "-static", "-o", str(root / "stage1"), str(_HERE / "stage1.c")],
         timeout_s=120,

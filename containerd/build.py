@@ -1,7 +1,7 @@
 """Builds templates from recipes: `python -m containerd.build NAME... --templates DIR [--recipes DIR]`.
 
-Owns the order of a build and its progress. Called by a person through the command line. A build happens aside and takes its
-place in one step at the end; a failure leaves what was there.
+Owns the order of a build and its progress. Called by a person through the command line. A build happens aside
+and takes its place in one step at the end; a failure leaves what was there.
 """
 
 from __future__ import annotations

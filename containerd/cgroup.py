@@ -1,7 +1,8 @@
 """Control groups: limits, killing all at once, removal. Two backends: V1 hierarchies, or the one of V2.
 
-Called by `container.py`, `launch.py` and `guards.py`. A container's group is HIERARCHY/honeypot-INSTANCE/CONTAINER. In V1, an empty
-V2 group and one in the systemd hierarchy are made too: the first can kill everything, and nspawn puts groups into both.
+Called by `container.py`, `launch.py` and `guards.py`. A container's group is
+HIERARCHY/honeypot-INSTANCE/CONTAINER. In V1, an empty V2 group and one in the systemd hierarchy are made too:
+the first can kill everything, and nspawn puts groups into both.
 """
 
 from __future__ import annotations

@@ -36,13 +36,13 @@ def last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
-def follow(argv: Sequence[str], each_line: Callable[[str], None], *, env: Mapping[str, str] | None = None) -> None:
+def follow(argv: Sequence[str], each_line: Callable[[str], None]) -> None:
     """Run a program, handing on each line it says on either stream; `CommandFailed` carries its last error line."""
     said: deque[str] = deque(maxlen=20)
     try:
         child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            env={"PATH": _PATH, "LC_ALL": "C", **(env or {})},
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace", env={"PATH": _PATH, "LC_ALL": "C"},
         )  # fmt: skip
     except OSError as error:
         raise CommandFailed(f"{argv[0]}: {error}") from error

@@ -1,35 +1,37 @@
-"""Makes, adopts and ends containers. Blocking: called in worker threads by `service.py` and `pool.py`, several at a time.
+"""Makes and adopts containers. Blocking: called in worker threads by `service.py`, several at a time.
 
-A container is a directory CONTAINERS/ID; everything else of it (mounts, namespaces, control groups, processes, user ids) is
-found from that, so that what a crash left half made or half ended can be ended by `erase` in another life.
+A container is a directory CONTAINERS/ID; everything else of it (mounts, namespaces, control groups,
+processes, user ids) is found from that, so that what a crash left half made or half ended can be ended by
+`ending.erase` in another life.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
+import socket
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Literal
 
 from bus.model import now
 from containerd import cgroup, guards, launch, network, procfs, syscalls, tree, uidrange
 from containerd.bootroot import boot_root
-from containerd.errors import ContainerError, NotReady, StillAlive
-from containerd.harvest import Harvest, harvest
+from containerd.ending import erase, list_ids, sweep
+from containerd.errors import ContainerError, NotReady
+from containerd.harvest import Harvest
 from containerd.launch import Process
 from containerd.record import Record, read_record
 from containerd.spec import Roots, Spec
+
+__all__ = ("Container", "create", "destroy", "erase", "list_ids", "load", "prepare", "release", "sweep")
 
 START_TIMEOUT_S = 20.0
 _KILL_TIMEOUT_S = 10.0
 _POLL_S = 0.001
 _OOM_SCORE = 500  # when the host itself is short of memory, attackers go first
-_PROPAGATE = Path("/run/systemd/nspawn/propagate")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Container:
     """A running container with every guard in place. Close it when it is let go; that ends nothing."""
 
     record: Record
-    pidfd: int  # nspawn's: readable when the container has ended
+    pidfd: int  # becomes readable when the container ends
     steps: tuple[tuple[str, float], ...] = ()  # how long each step of making it took, in milliseconds
 
     @property
@@ -63,22 +65,29 @@ class Container:
         return self.record.leader.pid
 
     @property
+    def networks(self) -> tuple[IPv4Network, IPv6Network]:
+        """The networks it believes to be in: no source from there can be shown to it."""
+        return self.spec.addresses.v4.network, self.spec.addresses.v6.network
+
+    @property
     def is_alive(self) -> bool:
         """Say whether it still runs."""
         return not procfs.ended(self.pidfd, 0) and self.record.is_alive
 
-    def connect(
-        self, source: network.Endpoint, port: int, kind: Literal["tcp", "udp"] = "tcp", timeout_s: float = 5
-    ) -> network.socket.socket:
-        """Open a socket to one of its services that carries `source` as its own address and port; `Unreachable`."""
-        destination = network.Endpoint(self.spec.addresses.facing(source.address), port)
-        if ip_address(source.address) == ip_address(destination.address):
-            raise ContainerError(f"{source.address} is the container's own address")
-        return network.open_socket(self.directory / "netns", source, destination, kind, timeout_s)
-
     def close(self) -> None:
         """Give back the descriptor."""
         os.close(self.pidfd)
+
+    def connect(
+        self, source: network.Endpoint, port: int, kind: Literal["tcp", "udp"] = "tcp", timeout_s: float = 5
+    ) -> socket.socket:
+        """Open a socket to one of its services that carries `source` as its own address and port.
+
+        Blocking and non-inheritable; another source port is taken where that one is in use. `Unreachable` where
+        nobody answers.
+        """
+        destination = network.Endpoint(self.spec.addresses.facing(source.address), port)
+        return network.open_socket(self.directory / "netns", source, destination, kind, timeout_s)
 
 
 class _Watch:
@@ -171,7 +180,7 @@ def _boot(record: Record, nspawn: Process, pidfd: int, deadline_s: float, watch:
 
 
 def _await_answers(record: Record, pidfd: int, deadline_s: float) -> None:
-    """Wait until every port of the recipe is listened on. Seen from outside: a probe would show in the service's log."""
+    """Wait until every port of the recipe is listened on. Seen from outside: a probe would show in a log."""
     leader = record.leader.pid if record.leader else 0
     wanted = {(answer.protocol, answer.port) for answer in record.spec.template.recipe.answers}
     while missing := {(kind, port) for kind, port in wanted if port not in procfs.listening(leader, kind)}:
@@ -189,103 +198,18 @@ def _log(spec: Spec) -> Path:
 def load(directory: Path) -> Container | None:
     """Adopt the container of a directory; None when it is not running, or was never ready."""
     record = read_record(directory)
-    if record is None or record.nspawn is None or not record.ready:
+    pidfd = launch.open_process(record.nspawn) if record is not None and record.ready else None
+    if record is None or pidfd is None:
         return None
-    try:
-        pidfd = os.pidfd_open(record.nspawn.pid)
-    except ProcessLookupError:
-        return None
-    if record.is_alive:  # asked after the descriptor was had: it is that very process
+    if record.is_alive and not procfs.ended(pidfd, 0):
         return Container(record, pidfd)
     os.close(pidfd)
     return None
 
 
 def destroy(container: Container, harvest_to: Path | None = None) -> Harvest | None:
-    """End a container and leave nothing; harvest it first if told where to. Done twice, the second does nothing."""
+    """End a container and leave nothing; harvest it first if told where to. Doing it twice is doing it once."""
     return erase(container.spec.roots, container.id, harvest_to)
-
-
-def erase(roots: Roots, container: str, harvest_to: Path | None = None) -> Harvest | None:
-    """End whatever is left of a container, whole or half made or half ended; `StillAlive` if it would not die."""
-    directory = roots.directory(container)
-    record, group = read_record(directory), cgroup.group(roots.instance, container)
-    _kill(record, group)
-    done = None
-    if harvest_to is not None and record is not None and (directory / "disk/u").is_dir():
-        done = harvest(directory, record.base, harvest_to)
-    tree.remove(directory.resolve())
-    group.remove()
-    with contextlib.suppress(FileNotFoundError):
-        (_PROPAGATE / container).rmdir()
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(directory)
-    uidrange.release(roots.containers, container)
-    return done
-
-
-def _kill(record: Record | None, group: cgroup.Group) -> None:
-    """Kill every process and wait until none is left."""
-    deadline_s = time.monotonic() + _KILL_TIMEOUT_S
-    nspawn = _pidfd(record.nspawn) if record else None
-    try:
-        while True:
-            group.kill()
-            if nspawn is not None and procfs.ended(nspawn, _POLL_S):
-                launch.reap(nspawn)
-            members = group.members()
-            if not members:
-                return
-            if time.monotonic() > deadline_s:
-                raise StillAlive(f"processes {members} of container {group.name} don't die")
-            _await_end(members[0])
-    finally:
-        if nspawn is not None:
-            os.close(nspawn)
-
-
-def _await_end(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(pid)
-        try:
-            procfs.ended(descriptor, 10 * _POLL_S)
-        finally:
-            os.close(descriptor)
-
-
-def _pidfd(process: Process | None) -> int | None:
-    """Open a descriptor of that very process, if it has not been collected."""
-    if process is None:
-        return None
-    with contextlib.suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(process.pid)
-        if process.is_alive:
-            return descriptor
-        os.close(descriptor)
-    return None
-
-
-def list_ids(roots: Roots) -> list[str]:
-    """List the containers that have a directory."""
-    if not roots.containers.is_dir():
-        return []
-    return sorted(e.name for e in os.scandir(roots.containers) if e.is_dir() and not e.name.startswith("."))
-
-
-def sweep(roots: Roots, *, everything: bool = False) -> list[str]:
-    """Erase all that is dead or half made (or everything) of an instance, even without a directory; give the ids."""
-    swept = []
-    for container in sorted({*list_ids(roots), *cgroup.list_groups(roots.instance)}):
-        living = None if everything else load(roots.directory(container))
-        if living is not None:
-            living.close()
-            continue
-        erase(roots, container)
-        swept.append(container)
-    for link in (roots.containers / ".ranges").glob("*"):
-        if not roots.directory(os.readlink(link)).is_dir():
-            link.unlink(missing_ok=True)
-    return swept
 
 
 def release(roots: Roots) -> None:

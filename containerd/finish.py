@@ -1,7 +1,7 @@
 """Turns a freshly unpacked root into a machine that looks installed weeks ago and starts fast in a container.
 
-Called by `build.py` alone, on a root that nothing runs in yet. Every step is one function of the root and the recipe. Must
-never leave a word about how the root was made.
+Called by `build.py` alone, on a root that nothing runs in yet. Every step is one function of the root and the
+recipe. Must never leave a word about how the root was made.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def _account(root: Path, user: User) -> None:
 def _name(root: Path, hostname: str) -> None:
     """Write who and where the machine is, as Debian's installer does."""
     texts = {
+        "etc/default/locale": "LANG=C.UTF-8\n",
         "etc/hostname": f"{hostname}\n",
         "etc/hosts": f"127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n\n"
         "# The following lines are desirable for IPv6 capable hosts\n"

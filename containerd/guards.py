@@ -1,7 +1,8 @@
-"""Checks from outside that every guard of a container is in place. Fail closed: one that can't be confirmed is missing.
+"""Checks from outside that every guard of a container is in place. Fail closed.
 
-Called by `container.py` before a container is handed out, and by whoever wants to know again. Changes nothing; asks the kernel,
-never the container. A guard is a function that gives what it found wrong, or None.
+Called by `container.py` before a container is handed out, and by whoever wants to know again. Changes
+nothing; asks the kernel, never the container. A guard is a function that gives what it found wrong, or None; one
+that can't be confirmed is missing.
 """
 
 from __future__ import annotations

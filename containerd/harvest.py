@@ -1,8 +1,9 @@
 """Puts everything an attacker created or changed into a tar, after every process of his container is dead.
 
-Called by `container.py`. All names and contents are hostile: nothing is followed, opened by a long path, or trusted to be as
-large as it says. The tar is pax (POSIX.1-2001) with numeric owners as the container saw them; holes are kept as GNU sparse
-format 1.0 (GNU tar manual, "PAX Format, Version 1.0"), so the tar is never much larger than the container's disk was.
+Called by `container.py`. All names and contents are hostile: nothing is followed, opened by a long path, or
+trusted to be as large as it says. The tar is pax (POSIX.1-2001) with numeric owners as the container saw them;
+holes are kept as GNU sparse format 1.0 (GNU tar manual, "PAX Format, Version 1.0"), so the tar is never much
+larger than the container's disk was.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from containerd.uidrange import SIZE
 _DEEPEST = 128
 _BLOCK = 512
 _NOBODY = 65534
+_Extent = tuple[int, int]  # offset and length of data in a file
 _OPAQUE = "trusted.overlay.opaque"
 
 
@@ -171,17 +173,17 @@ def _file(tally: _Tally, parent: int, name: str, info: tarfile.TarInfo, found: o
         tally.tar.addfile(info)
         return
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
-    with open(descriptor, "rb", buffering=0) as file:
+    with io.FileIO(descriptor, "rb") as file:
         extents = list(_extents(descriptor, found.st_size))
         if sum(size for _, size in extents) < found.st_size:
-            _add_sparse(tally.tar, info, file, extents, found.st_size)
+            _add_sparse(tally, info, file, extents, found.st_size)
         else:
             info.size = found.st_size
             file.seek(0)  # looking for holes moved it
             tally.tar.addfile(info, file)
 
 
-def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+def _extents(descriptor: int, size: int) -> Iterator[_Extent]:
     """Find the parts of a file that hold data: (offset, length)."""
     at = 0
     while at < size:
@@ -193,9 +195,7 @@ def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
         yield begin, at - begin
 
 
-def _add_sparse(
-    tar: tarfile.TarFile, info: tarfile.TarInfo, file: io.FileIO, extents: list[tuple[int, int]], size: int
-) -> None:
+def _add_sparse(tally: _Tally, info: tarfile.TarInfo, file: io.FileIO, extents: list[_Extent], size: int) -> None:
     listed = [*extents, (size, 0)]
     table = f"{len(listed)}\n" + "".join(f"{offset}\n{length}\n" for offset, length in listed)
     head = table.encode() + bytes(-len(table) % _BLOCK)
@@ -204,13 +204,13 @@ def _add_sparse(
     }  # fmt: skip
     info.name = f"GNUSparseFile.0/{info.name}"
     info.size = len(head) + sum(length for _, length in extents)
-    tar.addfile(info, _Joined(head, file, extents))
+    tally.tar.addfile(info, _Joined(head, file, extents))
 
 
 class _Joined(io.RawIOBase):
     """Reads a table and then the parts of a file, as one stream."""
 
-    def __init__(self, head: bytes, file: io.FileIO, extents: list[tuple[int, int]]) -> None:
+    def __init__(self, head: bytes, file: io.FileIO, extents: list[_Extent]) -> None:
         self._head, self._file, self._left = head, file, list(extents)
 
     def read(self, size: int = -1) -> bytes:

@@ -1,7 +1,8 @@
 """Starts systemd-nspawn for a container, as data first, and finds the container's first process.
 
-Called by `container.py`. nspawn runs in a session of its own and outlives us. A short shell line joins the control groups, and
-util-linux's unshare makes the time namespace, before it becomes nspawn. Must never hand nspawn a descriptor or variable of ours.
+Called by `container.py`. nspawn runs in a session of its own and outlives us. A short shell line joins the
+control groups, and util-linux's unshare makes the time namespace, before it becomes nspawn. Must never hand
+nspawn a descriptor or variable of ours.
 """
 
 from __future__ import annotations
@@ -122,6 +123,20 @@ def start(what: Command, log: Path) -> int:
         setsigmask=(),
         setsigdef=_SIGNALS,
     )
+
+
+def open_process(process: Process | None) -> int | None:
+    """Open a descriptor of that very process; None once it is gone for good."""
+    if process is None:
+        return None
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return None
+    if process.is_alive:
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def reap(pidfd: int) -> None:

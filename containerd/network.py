@@ -1,8 +1,9 @@
-"""A container's network: its only neighbour is a gateway namespace that nothing leaves. Plans as text, then carried out.
+"""A container's network: its only neighbour is a gateway namespace that nothing leaves.
 
-Called by `container.py`, `guards.py` and `attach.py`. The gateway has `v0`, the container `eth0` with a private IPv4 and an IPv6
-address. In the gateway every address is local, so that a socket there can be the attacker's own address and port
-(IP_TRANSPARENT); only packets that belong to such a socket pass, all else that the container sends is counted and dropped.
+Plans are text first, then carried out. Called by `container.py`, `guards.py` and `attach.py`. The gateway has
+`v0`, the container `eth0` with a private IPv4 and an IPv6 address. In the gateway every address is local, so that
+a socket there can be the attacker's own address and port (IP_TRANSPARENT); only packets that belong to such a
+socket pass, all else that the container sends is counted and dropped.
 """
 
 from __future__ import annotations
@@ -65,8 +66,9 @@ class GatewayState:
 def gateway_script(at: Addresses, container_pid: int) -> str:
     """Give what `ip -batch` does in the gateway.
 
-    Routes are in the local table so that the longest prefix wins without rules: the container itself by v0, every other address
-    is ours. The container's link address is written down, since asking for it would show the attacker's address as a neighbour.
+    Routes are in the local table so that the longest prefix wins without rules: the container itself by v0, every
+    other address is ours. The container's link address is written down, since asking for it would show the attacker's
+    address as a neighbour.
     """
     return f"""link set lo up
 link add v0 address {at.gateway_mac} type veth peer name eth0 address {at.mac} netns {container_pid}

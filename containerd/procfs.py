@@ -1,11 +1,11 @@
 """Reads /proc: what processes, mounts and listening ports there are. Changes nothing.
 
-Called by `launch.py`, `guards.py`, `container.py` and `tree.py`. A process that is gone is an answer (None, empty), not an error.
+Called by `launch.py`, `guards.py`, `container.py` and `tree.py`. A process that is gone is an answer (None,
+empty), not an error.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import select
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ def interfaces(pid: int) -> list[str]:
 def namespace(pid: int | str, kind: str) -> str | None:
     """Name a namespace of a process, such as net:[4026531840]."""
     try:
-        return os.readlink(f"/proc/{pid}/ns/{kind}")
+        return str(Path(f"/proc/{pid}/ns/{kind}").readlink())
     except (FileNotFoundError, ProcessLookupError):
         return None
 

@@ -1,8 +1,9 @@
 """The hardening profile: which capabilities and system calls a container has. One for all containers.
 
-Owns profiles/*.txt and turns them into the compiled filter that `stage1.c` loads. Called by `bootroot.py` (once) and
-`guards.py` (what is expected). An allow-list: what nobody wrote down does not exist. Must never weaken with the host: a
-name that libseccomp does not know is left out of the allowed, and an unknown refused one needs no refusing.
+Owns profiles/*.txt and turns them into the compiled filter that `stage1.c` loads. Called by `bootroot.py`
+(once) and `guards.py` (what is expected). An allow-list: what nobody wrote down does not exist. Must never
+weaken with the host: a name that libseccomp does not know is left out of the allowed, and an unknown refused
+one needs no refusing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,49 @@ import pyseccomp
 
 _FOLDER = Path(__file__).parent / "profiles"
 # linux/capability.h, in order of their numbers
-_CAPABILITIES = ["chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap", "linux_immutable", "net_bind_service", "net_broadcast", "net_admin", "net_raw", "ipc_lock", "ipc_owner", "sys_module", "sys_rawio", "sys_chroot", "sys_ptrace", "sys_pacct", "sys_admin", "sys_boot", "sys_nice", "sys_resource", "sys_time", "sys_tty_config", "mknod", "lease", "audit_write", "audit_control", "setfcap", "mac_override", "mac_admin", "syslog", "wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf", "checkpoint_restore"]
+_CAPABILITIES = [
+    "chown",
+    "dac_override",
+    "dac_read_search",
+    "fowner",
+    "fsetid",
+    "kill",
+    "setgid",
+    "setuid",
+    "setpcap",
+    "linux_immutable",
+    "net_bind_service",
+    "net_broadcast",
+    "net_admin",
+    "net_raw",
+    "ipc_lock",
+    "ipc_owner",
+    "sys_module",
+    "sys_rawio",
+    "sys_chroot",
+    "sys_ptrace",
+    "sys_pacct",
+    "sys_admin",
+    "sys_boot",
+    "sys_nice",
+    "sys_resource",
+    "sys_time",
+    "sys_tty_config",
+    "mknod",
+    "lease",
+    "audit_write",
+    "audit_control",
+    "setfcap",
+    "mac_override",
+    "mac_admin",
+    "syslog",
+    "wake_alarm",
+    "block_suspend",
+    "audit_read",
+    "perfmon",
+    "bpf",
+    "checkpoint_restore",
+]
 # linux/sched.h: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _NAMESPACE_FLAGS = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET, _AF_END = 1, 2, 10, 16, 17, 46
@@ -48,7 +91,7 @@ def write_filter(file: IO[bytes]) -> None:
 
 
 def _limit_clone(rules: pyseccomp.SyscallFilter) -> None:
-    """Allow clone without new namespaces. clone3 stays unknown: its flags are out of a filter's sight; libc falls back."""
+    """Allow clone without new namespaces. clone3 stays unknown: a filter can't see its flags; libc falls back."""
     every = sum(_NAMESPACE_FLAGS)
     rules.add_rule(pyseccomp.ALLOW, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, every, 0))
     for flag in _NAMESPACE_FLAGS:

@@ -1,7 +1,7 @@
 """What a template is made of: a folder NAME/ with recipe.toml, files/ (laid over the root) and setup.sh (run in it).
 
-Owns the recipe's format and its error lines. Called by `build.py`, and by the controller's checks through `service.py`. Pure
-reading: must never change anything.
+Owns the recipe's format and its error lines. Called by `build.py`, and by the controller's checks through
+`service.py`. Pure reading: must never change anything.
 """
 
 from __future__ import annotations

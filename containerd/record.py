@@ -17,7 +17,7 @@ FILE = "container.json"
 
 
 class Record(Frozen):
-    """One container. `ready` is False until every guard was confirmed: a container that is not ready is never handed out."""
+    """One container. `ready` is False until every guard was confirmed; before that it is never handed out."""
 
     spec: Spec
     base: int

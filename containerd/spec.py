@@ -1,6 +1,7 @@
 """What a container shall be: where it lives, how it is addressed, what it may use. Pure values.
 
-Called by everything in this package; a `Spec` is all that `container.create` needs and all that is written on disk of it.
+Called by everything in this package; a `Spec` is all that `container.create` needs and all that is written on
+disk of it.
 """
 
 from __future__ import annotations

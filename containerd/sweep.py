@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bus.errors import HoneypotError
-from containerd.container import list_ids, release, sweep
+from containerd.container import release
+from containerd.ending import list_ids, sweep
 from containerd.spec import Roots
 
 

@@ -1,7 +1,8 @@
 """The one door to raw system calls that Python's `os` lacks, and to threads that live in other namespaces.
 
-Called by `tree.py`, `network.py` and `uidrange.py`. Every function raises `OSError` with the call's name. What changes the
-calling thread (`unshare`, `setns`) must only be called in a thread of its own: use `in_own_thread`.
+Called by `tree.py`, `network.py` and `uidrange.py`. Every function raises `OSError` with the call's name.
+What changes the calling thread (`unshare`, `setns`) must only be called in a thread of its own: use
+`in_own_thread`.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def in_own_thread(work: Callable[[], T]) -> T:
 
 
 def in_netns(path: Path, work: Callable[[], T]) -> T:
-    """Run `work` in a thread of its own that joined the network namespace held at `path`; its children are there too."""
+    """Run `work` in a thread of its own in the network namespace held at `path`; its children are there too."""
 
     def joined() -> T:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

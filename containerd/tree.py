@@ -1,9 +1,11 @@
-"""The file tree that a container sees, built by the host before the container starts. A plan first, then carried out.
+"""The file tree that a container sees, built by the host before the container starts.
 
-Called by `container.py`. In CONTAINER/: `disk` is a size-capped tmpfs with `u` (upper: all that the attacker changes), `w` (work)
-and `l` (the template, owners shifted into the container's ids); `dev`, `shm` and `run` are small tmpfs; `root` is the overlay with
-those bound into it. What may hold files of the attacker stays mounted for the host, to be harvested. All of it is mounted by the host, so the container can't unmount or change any of it. Nothing here may follow a path the attacker made:
-the plan is carried out before the first process of the container.
+A plan first, then carried out. Called by `container.py`. In CONTAINER/: `disk` is a size-capped tmpfs with `u`
+(upper: all that the attacker changes), `w` (work) and `l` (the template, owners shifted into the container's
+ids); `dev`, `shm` and `run` are small tmpfs; `root` is the overlay with those bound into it. What may hold files
+of the attacker stays mounted for the host, to be harvested. All of it is mounted by the host, so the container
+can't unmount or change any of it. Nothing here may follow a path the attacker made: the plan is carried out
+before the first process of the container.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from containerd.uidrange import user_namespace
 # Groups of Debian's base-passwd.
 _TTY, _DISK, _UTMP = 5, 6, 43
 _PLAIN = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-# (name, type, mode, major, minor, group). The console is no terminal of the host's; nothing has major 250, so the disks are
-# only there to be seen.
+# (name, type, mode, major, minor, group). The console is no terminal of the host's; nothing has major 250, so the
+# disks are only there to be seen.
 _NODES = (
     ("null", stat.S_IFCHR, 0o666, 1, 3, 0),
     ("zero", stat.S_IFCHR, 0o666, 1, 5, 0),
@@ -49,7 +51,7 @@ _LINKS = (
 VISIBLE = (
     ("/", "overlay"),
     ("/dev", "tmpfs"),
-    ("/dev/shm", "tmpfs"),
+    ("/dev/shm", "tmpfs"),  # noqa: S108 - a mount point, not a file of ours
     ("/run", "tmpfs"),
     ("/run/lock", "tmpfs"),
     ("/proc", "proc"),
@@ -140,11 +142,11 @@ class Entry:
         """Do it."""
         if not os.path.lexists(self.path):
             if stat.S_ISDIR(self.mode):
-                os.mkdir(self.path)
+                Path(self.path).mkdir()
             else:
                 os.mknod(self.path, self.mode, self.device)
         os.chown(self.path, self.owner, self.group)
-        os.chmod(self.path, stat.S_IMODE(self.mode))
+        Path(self.path).chmod(stat.S_IMODE(self.mode))
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class Link:
 
     def execute(self) -> None:
         """Do it."""
-        os.symlink(self.points_to, self.path)
+        Path(self.path).symlink_to(self.points_to)
         os.chown(self.path, self.owner, self.owner, follow_symlinks=False)
 
 
@@ -230,7 +232,7 @@ def _execute(steps: Iterable[Step]) -> None:
 
 
 def leave_to_container(directory: Path) -> None:
-    """Detach the host's own view of a tree that a container has now: fewer mounts, and no way in for the host by accident."""
+    """Detach the host's own view of a tree that a container has now: fewer mounts, no way in by accident."""
     for name in ("root", "disk/l"):
         syscalls.umount(directory / name, syscalls.MNT_DETACH)
 

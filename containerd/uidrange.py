@@ -1,7 +1,7 @@
 """Gives every container 65536 host user ids of its own. Called by `container.py` and `tree.py`.
 
-A claim is a symlink CONTAINERS/.ranges/BASE -> container id: made by the kernel in one step, so neither threads nor crashes
-can give one range twice.
+A claim is a symlink CONTAINERS/.ranges/BASE -> container id: made by the kernel in one step, so neither
+threads nor crashes can give one range twice.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import random
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from containerd.errors import ContainerError
@@ -36,9 +36,16 @@ def claim(containers: Path, container: str) -> int:
 
 def release(containers: Path, container: str) -> None:
     """Give back whatever a container claimed."""
-    for link in (containers / ".ranges").glob("*"):
-        if os.readlink(link) == container:
+    for link, owner in claims(containers):
+        if owner == container:
             link.unlink(missing_ok=True)
+
+
+def claims(containers: Path) -> Iterator[tuple[Path, str]]:
+    """Give every claim and whose it is; one that is given back meanwhile is passed over."""
+    for link in (containers / ".ranges").glob("*"):
+        with suppress(FileNotFoundError):
+            yield link, str(link.readlink())
 
 
 @contextmanager
