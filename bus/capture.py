@@ -1,8 +1,8 @@
 """What is said at storage's door: captures in (from recorder), blobs out (to webui and the command line).
 
-A capture's record travels as a descriptor too, since a container's record may be longer than a datagram: the descriptors
-of an `Ingest` are the record's JSON first, then one for each of `files`. Both halves are here: the door reads questions
-with `read_question`, everybody else asks with `ingest` and `open_blob`.
+A capture's record travels as a descriptor too, since a container's may be longer than a datagram: the descriptors of an
+`Ingest` are the record's JSON first, then one for each of `files`. Both halves are here: the door reads questions with
+`read_question`, everybody else asks with `ingest` and `open_blob`.
 """
 
 from __future__ import annotations
