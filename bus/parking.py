@@ -107,8 +107,8 @@ class Parker:
         """Get back what an earlier life parked, non-blocking; nothing if no controller answers for that long."""
         try:
             async with asyncio.timeout(patience_s):
-                while not self._connect():
-                    await asyncio.sleep(_RETRY_S / 5)  # noqa: ASYNC110 - nothing tells when a door opens
+                while not self._connect():  # noqa: ASYNC110 - nothing tells when a door opens
+                    await asyncio.sleep(_RETRY_S / 5)
                 taken = await self._take()
         except (TimeoutError, PeerDown, PeerNonsense) as error:
             log.warning("no sockets were taken back: %s", error or f"nobody answers at {self._path}")
