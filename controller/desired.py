@@ -61,6 +61,11 @@ def keep(layout: Layout, configuration: Configuration) -> None:
     temporary.rename(path)
 
 
+def forget(layout: Layout) -> None:
+    """Have the next controller begin with the file."""
+    _applied(layout).unlink(missing_ok=True)
+
+
 def _applied(layout: Layout) -> Path:
     return layout.run_dir / "controller" / "applied.json"
 

@@ -106,5 +106,5 @@ class Monitor:
             if program.state in (State.FATAL, State.EXITED):
                 await asyncio.to_thread(self._supervisor.start, name)
         except HoneypotError as error:
-            log.error("%s can't be restarted: %s", name, error)  # noqa: TRY400 - one line, not a traceback
+            log.error("%s can't be restarted: %s", name, error)
         self._known[name] = health.restarted(condition, time.monotonic())

@@ -120,7 +120,7 @@ class Controller:
             try:
                 new = await desired.reload(self._node, self._node.layout, self._monitor.in_force)
             except ConfigError as error:
-                log.error("nothing was changed: %s", error)  # noqa: TRY400 - the user's line
+                log.error("nothing was changed: %s", error)
                 return Applied(problem=str(error))
             self._monitor.in_force = new
         log.info("configuration %s is in force", new.configuration)
