@@ -18,7 +18,6 @@ _HERE = Path(__file__).parent
 _FOLDERS = ("dev", "etc", "mnt", "proc", "run", "sys", "tmp", "usr", "var", "root", "opt")
 
 
-@functools.cache
 def boot_root(cache: Path) -> Path:
     """Give the throw-away root, made now if it is not there; `CommandFailed` where there is no compiler."""
     place = cache / f"boot-{_digest()}"
@@ -51,6 +50,7 @@ def _make(root: Path) -> None:
         path.chmod(0o755 if path.is_dir() or path.name == "stage1" else 0o644)
 
 
+@functools.cache
 def _digest() -> str:
     sources = [_HERE / "stage1.c", _HERE / "profile.py", _HERE / "bootroot.py", *sorted((_HERE / "profiles").iterdir())]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:16]

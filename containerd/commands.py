@@ -32,8 +32,9 @@ def run(argv: Sequence[str], *, given: str = "", env: Mapping[str, str] | None =
 
 
 def last_line(text: str) -> str:
-    """Give the last line that says something."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    """Give the last line that says something; what `ip` says of a failed script stands in the line before."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[-2:] if lines and lines[-1].startswith("Command failed") else lines[-1:])
 
 
 def follow(argv: Sequence[str], each_line: Callable[[str], None]) -> None:

@@ -115,7 +115,14 @@ def prepare(roots: Roots) -> None:
 
 def create(spec: Spec, timeout_s: float = START_TIMEOUT_S) -> Container:
     """Make a container whose services answer and whose guards are all confirmed; a failure leaves nothing behind."""
-    deadline_s, watch = time.monotonic() + timeout_s, _Watch()
+    try:
+        return _create(spec, time.monotonic() + timeout_s)
+    except OSError as error:
+        raise ContainerError(f"container {spec.id} can't be made: {error}") from error
+
+
+def _create(spec: Spec, deadline_s: float) -> Container:
+    watch = _Watch()
     spec.directory.mkdir(mode=0o700)
     with ExitStack() as undo:
         undo.callback(erase, spec.roots, spec.id)
@@ -144,7 +151,8 @@ def _start(record: Record, group: cgroup.Group, undo: ExitStack) -> tuple[Proces
     pid = launch.start(what, _log(record.spec))
     pidfd = os.pidfd_open(pid)
 
-    def forget() -> None:  # runs before `erase`, so that it does not find a zombie
+    def forget() -> None:  # runs before `erase`, which so finds no zombie
+        launch.kill(pidfd)
         group.kill()
         procfs.ended(pidfd, _KILL_TIMEOUT_S)
         launch.reap(pidfd)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -35,8 +34,7 @@ def erase(roots: Roots, container: str, harvest_to: Path | None = None) -> Harve
     group.remove()
     with contextlib.suppress(FileNotFoundError):
         (_PROPAGATE / container).rmdir()
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(directory)
+    _discard(directory)
     uidrange.release(roots.containers, container)
     return done
 
@@ -48,17 +46,31 @@ def _kill(record: Record | None, group: cgroup.Group) -> None:
     try:
         while True:
             group.kill()
-            if nspawn is not None and procfs.ended(nspawn, _POLL_S):
-                launch.reap(nspawn)
+            if nspawn is not None:  # it may not have joined its group yet
+                launch.kill(nspawn)
+                if procfs.ended(nspawn, _POLL_S):
+                    launch.reap(nspawn)
             members = group.members()
-            if not members:
+            if not members and (nspawn is None or procfs.ended(nspawn, 0)):
                 return
             if time.monotonic() > deadline_s:
                 raise StillAlive(f"processes {members} of container {group.name} don't die")
-            _await_end(members[0])
+            for pid in members[:1]:
+                _await_end(pid)
     finally:
         if nspawn is not None:
             os.close(nspawn)
+
+
+def _discard(directory: Path) -> None:
+    """Remove a container's directory. Never recursive: were a mount still there, its contents must survive."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry in list(os.scandir(directory)):
+            if entry.is_dir(follow_symlinks=False):
+                Path(entry.path).rmdir()
+            else:
+                Path(entry.path).unlink()
+        directory.rmdir()
 
 
 def _await_end(pid: int) -> None:

@@ -200,7 +200,8 @@ def _add_sparse(tally: _Tally, info: tarfile.TarInfo, file: io.FileIO, extents: 
     table = f"{len(listed)}\n" + "".join(f"{offset}\n{length}\n" for offset, length in listed)
     head = table.encode() + bytes(-len(table) % _BLOCK)
     info.pax_headers = {
-        "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": info.name, "GNU.sparse.realsize": str(size),
+        "GNU.sparse.major": "1", "GNU.sparse.minor": "0",
+        "GNU.sparse.name": info.name, "GNU.sparse.realsize": str(size),
     }  # fmt: skip
     info.name = f"GNUSparseFile.0/{info.name}"
     info.size = len(head) + sum(length for _, length in extents)

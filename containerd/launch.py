@@ -7,6 +7,7 @@ nspawn a descriptor or variable of ours.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -139,6 +140,12 @@ def open_process(process: Process | None) -> int | None:
     return None
 
 
+def kill(pidfd: int) -> None:
+    """Kill a process that may be gone already."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
 def reap(pidfd: int) -> None:
     """Collect the exit of an ended process where it is our child."""
     try:
@@ -148,11 +155,15 @@ def reap(pidfd: int) -> None:
 
 
 def first_process(nspawn: int, pidfd: int, log: Path, deadline_s: float) -> int:
-    """Find the first process of the container's pid namespace, as soon as there is one; `NotReady` if nspawn ends."""
+    """Find the first process of the container's pid namespace, as soon as it has its own network; `NotReady` if nspawn ends.
+
+    nspawn makes the network namespace a little after the process: a cable laid before would end in the host's.
+    """
+    host = (None, procfs.namespace("self", "net"))
     while True:
         for pid in procfs.children(nspawn):
             found = procfs.status(pid)
-            if found and found.depth > 1 and found.inner_pid == 1:
+            if found and found.depth > 1 and found.inner_pid == 1 and procfs.namespace(pid, "net") not in host:
                 return pid
         _wait(pidfd, log, deadline_s)
 

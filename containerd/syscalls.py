@@ -28,7 +28,7 @@ _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 4
-_MOUNT_ATTR_IDMAP = 0x100000
+_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_IDMAP = 0x1, 0x100000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -62,11 +62,11 @@ def setns(descriptor: int, kind: int) -> None:
 
 
 def idmapped_bind(source: Path, target: Path, userns: int) -> None:
-    """Bind `source` at `target` with owners mapped through a user namespace, see mount_setattr(2)."""
+    """Bind `source` read-only at `target` with owners mapped through a user namespace, see mount_setattr(2)."""
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC
     tree = _checked(_libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags), "open_tree", source)
     try:
-        wanted = struct.pack("QQQQ", _MOUNT_ATTR_IDMAP, 0, 0, userns)
+        wanted = struct.pack("QQQQ", _MOUNT_ATTR_IDMAP | _MOUNT_ATTR_RDONLY, 0, 0, userns)
         result = _libc.syscall(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, wanted, ctypes.c_size_t(len(wanted)))
         _checked(result, "mount_setattr", source)
         arguments = (tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)

@@ -108,7 +108,7 @@ class Bind:
 
 @dataclass(frozen=True)
 class Shifted:
-    """Bind the template with its owners shifted to `base`."""
+    """Bind the template, read-only, with its owners shifted to `base`."""
 
     source: Path
     target: str
@@ -116,7 +116,7 @@ class Shifted:
 
     def describe(self) -> str:
         """Say it as a newer mount(8) would."""
-        return f"mount --bind -o X-mount.idmap=0:{self.base}:65536 {self.source} {self.target}"
+        return f"mount --bind -o ro,X-mount.idmap=0:{self.base}:65536 {self.source} {self.target}"
 
     def execute(self) -> None:
         """Do it."""
