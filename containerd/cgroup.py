@@ -8,8 +8,11 @@ the first can kill everything, and nspawn puts groups into both.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
+import select
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,8 @@ from containerd.procfs import mounts, read
 from containerd.spec import Limits
 
 _PERIOD_US = 100_000
+_RELEASE_TIMEOUT_S = 5.0
+_RELEASE_POLL_MS = 2
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TRIES = 5
 _LIMITED = ("memory", "pids", "cpu")
@@ -114,8 +119,7 @@ class Group:
         """Remove it everywhere, with what nspawn put into it, and the parent when that is empty."""
         for directory in self.directories:
             for inner in _within(directory):
-                with contextlib.suppress(FileNotFoundError):
-                    inner.rmdir()
+                _remove(inner)
             with contextlib.suppress(OSError):
                 directory.parent.rmdir()
 
@@ -208,3 +212,19 @@ def _within(directory: Path) -> Iterator[Path]:
     """Walk a group and the groups in it, inner ones first."""
     for place, _, _ in os.walk(directory, topdown=False):
         yield Path(place)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a group; its last dead process may hold it for some milliseconds more, and V1 can't say when it lets go."""
+    deadline_s = time.monotonic() + _RELEASE_TIMEOUT_S
+    while True:
+        try:
+            directory.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline_s:
+                raise
+        else:
+            return
+        select.poll().poll(_RELEASE_POLL_MS)
