@@ -94,7 +94,7 @@ def main(name: str, start: Start, fetch: Fetch | None = None) -> None:
         asyncio.run(_live(name, layout, start, fetch or _ask_controller))
     except* HoneypotError as group:
         for error in group.exceptions:
-            log.error("%s", error)  # noqa: TRY400 - the user's line, not a traceback
+            log.error("%s", error)
         raise SystemExit(1) from None
 
 

@@ -16,7 +16,7 @@ def shown_source(source: str, own: Collection[Address], inside: Collection[Netwo
     """Give the address to show for a source.
 
     Loopback, unspecified, multicast and link-local addresses can't cross into the container; the host's own (`own`)
-    would name the host, and those of the container's networks (`inside`) would clash. Such a source always gets the same
+    would name the host, and those of the container's networks (`inside`) clash. Such a source always gets the same
     stand-in: a neighbour's private address of the same family.
     """
     address = ip_address(source)

@@ -215,7 +215,7 @@ def _within(directory: Path) -> Iterator[Path]:
 
 
 def _remove(directory: Path) -> None:
-    """Remove a group; its last dead process may hold it for some milliseconds more, and V1 can't say when it lets go."""
+    """Remove a group; its last dead process may hold it some milliseconds more, and V1 can't tell when not."""
     deadline_s = time.monotonic() + _RELEASE_TIMEOUT_S
     while True:
         try:

@@ -155,7 +155,7 @@ def reap(pidfd: int) -> None:
 
 
 def first_process(nspawn: int, pidfd: int, log: Path, deadline_s: float) -> int:
-    """Find the first process of the container's pid namespace, as soon as it has its own network; `NotReady` if nspawn ends.
+    """Find the first process of the container's pid namespace, once it has its own network; `NotReady` if nspawn ends.
 
     nspawn makes the network namespace a little after the process: a cable laid before would end in the host's.
     """
