@@ -19,7 +19,7 @@ from bus.descriptors import close_all, request
 from bus.errors import PeerNonsense, PeerSlow, Refused
 from bus.model import Frozen, unpack
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\Z")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 INGEST_TIMEOUT_S = 120.0
 OPEN_TIMEOUT_S = 10.0
 
