@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
 from bus.catalogue import COMMANDS
 from bus.events import subscribe
@@ -92,6 +93,9 @@ def call(file: Path | None, manager: str, command: str, parameters: str, timeout
         raise Trouble(f"there is no command {command}", f"there are: {', '.join(sorted(COMMANDS))}")
     try:
         request = COMMANDS[command].model_validate_json(parameters)
-    except ValueError as error:
-        raise Trouble(f"the parameters of {command} are wrong: {' '.join(str(error).split())[:300]}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(COMMANDS[command].model_fields) or "none"
+        raise Trouble(f"{command}: {where}: {first['msg']}".replace(": : ", ": "), f"parameters: {known}") from error
     click.echo(find(file).ask(manager, request, timeout_s).model_dump_json(indent=2, by_alias=True))

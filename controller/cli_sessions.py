@@ -91,7 +91,7 @@ def _stored(instance: Instance, question: FindSessions, limit: int) -> list[Sess
 def _live(instance: Instance, question: FindSessions) -> list[SessionRecord]:
     """Give the sessions that are not over; none while session does not answer, since storage has the rest."""
     try:
-        live = instance.ask("session", ListLive())
+        live = instance.ask("session", ListLive(), timeout_s=2)
     except Trouble:
         return []
     return [_living(each) for each in live.sessions if _wanted(each, question)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,10 @@ class Instance:
     layout: Layout
 
     def ask(self, manager: str, command: Command[R], timeout_s: float = _TIMEOUT_S) -> R:
-        """Ask a manager; `Trouble` says what is down and how to start it."""
+        """Ask a manager; `Trouble` says what is down and how to start it (at once, if the whole instance is down)."""
+        path = self.layout.requests(manager)
+        if _nobody_at(path) and _nobody_at(self.layout.supervisor):
+            raise self.trouble(manager, PeerDown(f"{manager} is not running"))
         try:
             return asyncio.run(call(self.layout, manager, command, timeout_s))
         except HoneypotError as error:
@@ -64,6 +68,16 @@ class Instance:
         if manager != "controller" and self.layout.supervisor.exists():
             return Trouble(f"{manager} is not running", f"see why: {self.layout.log_dir}/{manager}.log")
         return Trouble(f"{manager} is not running", f"start it: honeypot up --config {self.file}")
+
+
+def _nobody_at(path: Path) -> bool:
+    """Say whether a socket is missing or dead."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError as error:
+            return error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR)
+    return False
 
 
 def _forbidden(path: Path) -> bool:
