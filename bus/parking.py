@@ -112,7 +112,7 @@ class Parker:
                 taken = await self._take()
         except (TimeoutError, PeerDown, PeerNonsense) as error:
             log.warning("no sockets were taken back: %s", error or f"nobody answers at {self._path}")
-            self._hang_up()
+            self.close()
             return {}
         self._parked = dict(taken)
         return taken
@@ -134,10 +134,17 @@ class Parker:
                     await self._change_or_end()
                 except (PeerDown, PeerNonsense, TimeoutError) as error:
                     log.info("the controller's parking is away: %s", error)
-                    self._hang_up()
+                    self.close()
                     await asyncio.sleep(_RETRY_S)
         finally:
-            self._hang_up()
+            self.close()
+
+    def close(self) -> None:
+        """Hang up; what is parked stays."""
+        if self._connection:
+            self._connection.close()
+        self._connection = None
+        self._parked = {}
 
     def _connect(self) -> bool:
         try:
@@ -146,12 +153,6 @@ class Parker:
             return False
         self._parked = {}
         return True
-
-    def _hang_up(self) -> None:
-        if self._connection:
-            self._connection.close()
-        self._connection = None
-        self._parked = {}
 
     async def _take(self) -> dict[str, socket.socket]:
         taken: dict[str, socket.socket] = {}
