@@ -28,7 +28,7 @@ from containerd.recipe import Recipe, digest, find_recipe, load_recipe
 from containerd.templates import RECORD, Template, TemplateRecord, find_template, install
 
 # How the root is made and finished; raise it when that changes, so that older builds are known to be stale.
-_BUILDER = 2
+_BUILDER = 3
 # What mmdebstrap says when a step begins, how we name it, and how much of the build is over by then (measured).
 _STEPS = (
     ("running apt-get update", "fetching package lists", 0.02),

@@ -31,6 +31,7 @@ __all__ = ("Container", "create", "destroy", "erase", "list_ids", "load", "prepa
 START_TIMEOUT_S = 20.0
 _KILL_TIMEOUT_S = 10.0
 _POLL_S = 0.001
+_LAST_WORDS_S = 0.2
 _OOM_SCORE = 500  # when the host itself is short of memory, attackers go first
 
 
@@ -135,7 +136,12 @@ def _create(spec: Spec, deadline_s: float) -> Container:
         watch.lap("tree")
         nspawn, pidfd = _start(record, group, undo)
         watch.lap("spawn")
-        record = _boot(record, nspawn, pidfd, deadline_s, watch)
+        try:
+            record = _boot(record, nspawn, pidfd, deadline_s, watch)
+        except (ContainerError, OSError) as error:
+            if procfs.ended(pidfd, _LAST_WORDS_S):  # then that is the reason, whatever it was that failed for it
+                raise launch.ended(_log(spec)) from error
+            raise
         group.confine(spec.limits)
         guards.check(record)
         watch.lap("guards")
@@ -193,7 +199,7 @@ def _await_answers(record: Record, pidfd: int, deadline_s: float) -> None:
     wanted = {(answer.protocol, answer.port) for answer in record.spec.template.recipe.answers}
     while missing := {(kind, port) for kind, port in wanted if port not in procfs.listening(leader, kind)}:
         if procfs.ended(pidfd, _POLL_S):
-            raise NotReady("the container ended while it started")
+            raise launch.ended(_log(record.spec))
         if time.monotonic() > deadline_s:
             shown = ", ".join(f"{kind} {port}" for kind, port in sorted(missing))
             raise NotReady(f"nothing answers on {shown} in the container")

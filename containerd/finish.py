@@ -18,9 +18,11 @@ from containerd.commands import run
 from containerd.recipe import Recipe, User
 
 _DAY_S = 86400
-# Kept of what runs at system start: all others set up hardware, disks or networks, which the host does for a container.
-_BOOT_KEPT = {"bootmisc.sh"}
-_SERVICES_DROPPED = {"bootlogs", "console-setup.sh", "keyboard-setup.sh"}
+# Of what runs before the services, nothing is needed: it sets up hardware, disks and networks. Of what runs beside them,
+# these: bootmisc.sh forbids logins until rmnologin allows them again, which may be after the service listens.
+_BOOT = "rcS.d"
+_SERVICES = "rc2.d"
+_SERVICES_DROPPED = {"bootlogs", "console-setup.sh", "keyboard-setup.sh", "rc.local", "rmnologin", "sudo"}
 _TRACES = (
     "etc/apt/apt.conf.d/99mmdebstrap",
     "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
@@ -97,7 +99,7 @@ def _quiet_boot(root: Path) -> None:
     inittab = root / "etc/inittab"
     if not inittab.exists():
         return
-    dropped = (_started(root, "rcS.d") - _BOOT_KEPT) | (_started(root, "rc2.d") & _SERVICES_DROPPED)
+    dropped = _started(root, _BOOT) | (_started(root, _SERVICES) & _SERVICES_DROPPED)
     for script in sorted(dropped):
         run(["chroot", str(root), "update-rc.d", "-f", script, "remove"])
     inittab.write_text(re.sub(r"(?m)^(\d:\d+:respawn:/sbin/getty)", r"#\1", inittab.read_text()))

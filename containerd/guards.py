@@ -104,6 +104,8 @@ def _mounts(subject: Subject) -> str | None:
 
 def _root(subject: Subject) -> str | None:
     entry = next(entry for entry in procfs.mounts(subject.leader) if entry.point == "/")
+    if (entry.kind, entry.source) != ("overlay", tree.ROOT_SOURCE):
+        return f"the root is {entry.kind} of {entry.source}"
     number = Path(f"/proc/{subject.leader}/root").stat().st_dev
     device = f"{os.major(number)}:{os.minor(number)}"
     return None if device == entry.device else f"the root is on {device}, the overlay is {entry.device}"

@@ -27,6 +27,7 @@ _DAY_S = 86400
 # Process numbers of a freshly started Debian go on from about here.
 _LAST_PID = 612
 _POLL_S = 0.0005
+_NOISE = "Attempted to remove disk file system"  # where the host's /run is not a tmpfs
 # Python ignores some signals, which every process of the container would inherit.
 _SIGNALS = (
     signal.SIGPIPE,
@@ -178,8 +179,15 @@ def await_init(leader: int, pidfd: int, log: Path, deadline_s: float) -> None:
         _wait(pidfd, log, deadline_s)
 
 
+def ended(log: Path) -> NotReady:
+    """Give the error that says with what words nspawn ended."""
+    said = [line for line in (procfs.read(log) or "").splitlines() if _NOISE not in line]
+    words = [line for line in said if line.startswith("stage1:")] or said
+    return NotReady(f"the container ended: {last_line(chr(10).join(words)) or 'it said nothing'}")
+
+
 def _wait(pidfd: int, log: Path, deadline_s: float) -> None:
     if procfs.ended(pidfd, _POLL_S):
-        raise NotReady(f"systemd-nspawn ended: {last_line(procfs.read(log) or '') or 'it said nothing'}")
+        raise ended(log)
     if time.monotonic() > deadline_s:
         raise NotReady("the container's init did not start in time")

@@ -47,6 +47,7 @@ _LINKS = (
     ("core", "/proc/kcore"),
     ("initctl", "/run/initctl"),
 )
+ROOT_SOURCE = "/dev/vda1"  # what the container believes its root to be on
 # What the container sees: (mount point, file system). The last four are mounted by stage 1.
 VISIBLE = (
     ("/", "overlay"),
@@ -178,7 +179,7 @@ def _disk_steps(spec: Spec, base: int) -> Iterable[Step]:
     yield Entry("l", stat.S_IFDIR | 0o700, 0, 0)
     yield Shifted(spec.template.root, "l", base)
     options = "lowerdir=l,upperdir=u,workdir=w"
-    yield Mount("/dev/vda1", "../root", "overlay", syscalls.MS_RELATIME, options)
+    yield Mount(ROOT_SOURCE, "../root", "overlay", syscalls.MS_RELATIME, options)
 
 
 def _dev_steps(spec: Spec, base: int) -> Iterable[Step]:
