@@ -38,7 +38,7 @@ async def hand_over(path: Path, handoff: Handoff, client: socket.socket, up: Cal
         up(True)
         try:
             descriptors.send(link, message, [client.fileno()])
-        except (BlockingIOError, ConnectionError):
+        except OSError:  # also ETOOMANYREFS: too many descriptors under way, unix(7)
             link.close()
             await asyncio.sleep(_FULL_RETRY_S)
             continue
