@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -43,22 +43,23 @@ def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 30) -> T:
     raise AssertionError(f"not within {timeout_s:g} s: {what}")
 
 
-class Peer:
-    """Answers as another manager would, in a thread."""
+class Beside:
+    """Runs something in a thread with a loop of its own until it is stopped."""
 
-    def __init__(self, layout: Layout, name: str, handlers: dict[type[Command[Any]], Handler]) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(Server(layout.requests(name), handlers).serve())
-        self._thread = threading.Thread(target=self._run, name=name)
+    def __init__(self, work: Coroutine[Any, Any, None]) -> None:
+        self._work = work
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
         self._thread.start()
+        self._ready.wait()
 
-    def _run(self) -> None:
-        self._loop.run_until_complete(asyncio.wait([self._task]))
-        others = asyncio.all_tasks(self._loop)
-        for task in others:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*others, return_exceptions=True))
-        self._loop.close()
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.create_task(self._work)
+        self._ready.set()
+        await asyncio.wait([self._task])
+        if not self._task.cancelled():
+            self._task.result()
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._task.cancel)
@@ -77,15 +78,15 @@ class Instance:
             (root / "run" / name).mkdir(parents=True)
         self.layout.spool.mkdir(parents=True)
         self.layout.harvest.mkdir()
-        self._peers: list[Peer] = []
+        self._peers: list[Beside] = []
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.peer("controller", {GetConfiguration: self._configuration})
 
     async def _configuration(self, _: GetConfiguration) -> Configuration:
         return Configuration(config=self.config, configuration="digest")
 
-    def peer(self, name: str, handlers: dict[type[Command[Any]], Handler]) -> Peer:
-        peer = Peer(self.layout, name, handlers)
+    def peer(self, name: str, handlers: dict[type[Command[Any]], Handler]) -> Beside:
+        peer = Beside(Server(self.layout.requests(name), handlers).serve())
         self._peers.append(peer)
         return peer
 
