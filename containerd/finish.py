@@ -18,8 +18,8 @@ from containerd.commands import run
 from containerd.recipe import Recipe, User
 
 _DAY_S = 86400
-# Of what runs before the services, nothing is needed: it sets up hardware, disks and networks. Of what runs beside them,
-# these: bootmisc.sh forbids logins until rmnologin allows them again, which may be after the service listens.
+# Nothing that runs before the services is needed: it sets up hardware, disks and networks. Nor is this that runs beside
+# them; and bootmisc.sh forbids logins until rmnologin allows them again, which may be after the service listens.
 _BOOT = "rcS.d"
 _SERVICES = "rc2.d"
 _SERVICES_DROPPED = {"bootlogs", "console-setup.sh", "keyboard-setup.sh", "rc.local", "rmnologin", "sudo"}
