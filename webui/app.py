@@ -16,6 +16,7 @@ from webui.queries import Queries
 def create_app(queries: Queries) -> Flask:
     """Make the application."""
     app = Flask(__name__, static_url_path="/static")
+    app.url_map.merge_slashes = False  # nothing is redirected
     app.jinja_env.undefined = StrictUndefined
     app.jinja_env.filters |= {"visible": visible, "moment": _moment, "size": _size}
     app.register_blueprint(api.blueprint(queries))

@@ -19,7 +19,7 @@ from bus.model import Frozen
 
 R = TypeVar("R", bound=Frozen)
 T = TypeVar("T")
-_TIMEOUT_S = 5.0
+_TIMEOUT_S = 2.0
 
 
 class ManagerAway(BusError):

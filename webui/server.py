@@ -1,6 +1,6 @@
 """The WSGI server: waitress in threads of its own, on sockets that were bound for it.
 
-Owned by `webui.service`. Stops by letting waitress's own loop close everything, never from under it.
+Owned by `webui.service`. Stops by telling waitress's own loop to end; nothing is closed from under it.
 """
 
 from __future__ import annotations
@@ -55,10 +55,18 @@ class WebServer:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Close the listening sockets and connections, and end the threads; blocks for a few seconds at most."""
+        """End the threads, then close the listening sockets and connections; blocks for a few seconds at most."""
         bell = next(each for each in self._channels.values() if isinstance(each, trigger))
-        bell.pull_trigger(lambda: wasyncore.close_all(self._channels, ignore_all=True))
+        left: dict[int, Any] = {}
+
+        def leave() -> None:
+            """Run by waitress's loop: with nothing to watch it ends. Closing here would close the bell that rings."""
+            left.update(self._channels)
+            self._channels.clear()
+
+        bell.pull_trigger(leave)
         self._thread.join(_STOP_S)
         self._server.task_dispatcher.shutdown(timeout=_STOP_S)
+        wasyncore.close_all(left, ignore_all=True)
         if self._thread.is_alive():
             log.warning("the web server's thread did not end within %g s", _STOP_S)

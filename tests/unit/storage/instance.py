@@ -30,6 +30,7 @@ from bus.spool import Direction, Ending, Kind, Opening, Writer
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Frozen)
+Handlers = dict[type[Command[Any]], Handler]
 
 
 def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 30) -> T:
@@ -69,7 +70,7 @@ class Beside:
 class Instance:
     """Directories under one short root; `start` and `stop` managers at will."""
 
-    def __init__(self, root: Path, **sections: dict[str, Any]) -> None:
+    def __init__(self, root: Path, controller: Handlers, **sections: dict[str, Any]) -> None:
         self.root = root
         paths = {"run_dir": root / "run", "state_dir": root / "state", "log_dir": root / "log"}
         self.config = Config.model_validate({**sections, "global": {"sensor": "test", **paths}})
@@ -80,12 +81,12 @@ class Instance:
         self.layout.harvest.mkdir()
         self._peers: list[Beside] = []
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.peer("controller", {GetConfiguration: self._configuration})
+        self.peer("controller", {GetConfiguration: self._configuration, **controller})
 
     async def _configuration(self, _: GetConfiguration) -> Configuration:
         return Configuration(config=self.config, configuration="digest")
 
-    def peer(self, name: str, handlers: dict[type[Command[Any]], Handler]) -> Beside:
+    def peer(self, name: str, handlers: Handlers) -> Beside:
         peer = Beside(Server(self.layout.requests(name), handlers).serve())
         self._peers.append(peer)
         return peer
@@ -197,9 +198,9 @@ def record(address: str = "198.51.100.7", service: str = "ssh", at_ns: int = 0, 
 
 
 @contextmanager
-def instance(**sections: dict[str, Any]) -> Iterator[Instance]:
+def instance(controller: Handlers | None = None, **sections: dict[str, Any]) -> Iterator[Instance]:
     """Make an instance; nothing of it is left."""
-    made = Instance(Path(tempfile.mkdtemp(prefix="hp-unit-")), **sections)
+    made = Instance(Path(tempfile.mkdtemp(prefix="hp-unit-")), controller or {}, **sections)
     try:
         yield made
     finally:
