@@ -85,6 +85,7 @@ class Sessions:
     async def _watch(self, entry: Entry) -> None:
         reason = await outlived(entry)
         self._emit(self._roster.adopted_ended(entry.path.name, reason))
+        log.info("ended: %s", reason, extra={"session": entry.path.name})
 
     def _emit(self, events: list[Event]) -> None:
         for event in events:

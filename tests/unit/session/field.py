@@ -266,19 +266,18 @@ def battlefield(root: Path, directory: Path | None = None, spare: int = 4, total
         try:
             yield made
         finally:
-            relays = {report.relay for report in made.reports()}
             control.close()
             undo.close()
             with suppress(subprocess.TimeoutExpired):
                 zygote.wait(5)
             zygote.kill()
             zygote.wait()
-            _end(relays)
+            _end(root)
 
 
-def _end(relays: set[int]) -> None:
-    """Kill what relays are left."""
-    for pid in relays:
+def _end(root: Path) -> None:
+    """Kill what relays of this field are left, known or not."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(ProcessLookupError, FileNotFoundError):
-            if b"session.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
+            if f"{root}/".encode() in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)

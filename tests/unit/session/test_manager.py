@@ -58,6 +58,18 @@ class Stage:
     def heard(self, kind: type) -> list[object]:
         return [event for event in self.controller.events if isinstance(event, kind)]
 
+    def listen_again(self) -> None:
+        """Connect until an event of a restarted manager arrives: a late subscriber misses some."""
+        heard = len(self.controller.events)
+
+        def poked() -> bool:
+            _, attacker, link = self.hand_over()
+            attacker.close()
+            link.close()
+            return len(self.controller.events) > heard
+
+        wait_for(poked, "the first event")
+
     def zygote(self) -> int:
         return int(children_of(self.manager.pid)[0])
 
@@ -144,6 +156,7 @@ def test_a_killed_manager_leaves_sessions_running_and_its_next_life_adopts_them(
             late_far.close()
             assert set(stage.live()) >= {session}
             assert late.recv(1) == b""
+        stage.listen_again()
         far.close()
         attacker.close()
         wanted = SessionEnded(session=session, end_reason=EndReason.CLOSED)
