@@ -20,6 +20,7 @@ from storage.errors import BadCapture, named
 
 _CHUNK = 1 << 20
 _MODE = 0o440
+_PRIVATE = 0o700  # the managers share a group; captures are fetched at the door
 _DIGEST_LENGTH = 64
 
 
@@ -36,7 +37,8 @@ class Blobs:
     def open(self) -> None:
         """Make the directory, and remove what an earlier life left half-written."""
         with named(f"the blobs in {self._root}"):
-            self._incoming.mkdir(parents=True, exist_ok=True)
+            for directory in (self._root, self._incoming):
+                directory.mkdir(_PRIVATE, parents=True, exist_ok=True)
             for leftover in self._incoming.iterdir():
                 leftover.unlink()
             sizes = [p.stat().st_size for p in self._root.glob("??/*") if len(p.name) == _DIGEST_LENGTH]
@@ -53,7 +55,7 @@ class Blobs:
                 os.fchmod(target, _MODE)
                 os.fsync(target)
                 if not path.parent.is_dir():
-                    path.parent.mkdir(exist_ok=True)
+                    path.parent.mkdir(_PRIVATE, exist_ok=True)
                     _sync_directory(self._root)
                 temporary.rename(path)
                 self._note(blob)

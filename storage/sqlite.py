@@ -63,7 +63,7 @@ class SqliteStore:
     def open(self) -> None:
         """Open or create the file, and bring an older schema forward."""
         with named(f"the database {self.path}"):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
             # The one thread that uses it need not be the one that opened it.
             database = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
             try:

@@ -54,6 +54,7 @@ def test_what_is_stored_is_what_is_fetched(blobs: Blobs, tmp_path: Path, size: i
     (path,) = files(tmp_path / "blobs")
     assert path.relative_to(tmp_path / "blobs") == Path(blob.sha256[:2]) / blob.sha256
     assert path.stat().st_mode & 0o7777 == 0o440
+    assert {directory.stat().st_mode & 0o077 for directory in (path.parent, path.parent.parent)} == {0}
     descriptor = blobs.fetch(blob.sha256)
     with os.fdopen(descriptor, "rb") as file:
         assert file.read() == content
