@@ -31,7 +31,7 @@ def tap(host: Host, pcap: Path) -> Iterator[None]:
 
 def _both_finished(pcap: Path) -> bool:
     """Say whether the capture holds a FIN or RST of each side."""
-    flags = "tcp[tcpflags] & (tcp-fin|tcp-rst) != 0"
+    flags = "tcp[tcpflags] & (tcp-fin|tcp-rst) != 0 or (ip6 proto 6 and ip6[53] & 5 != 0)"
     lines = subprocess.run(["tcpdump", "-n", "-r", str(pcap), flags], capture_output=True, text=True, check=False)
     return len({line.split()[2] for line in lines.stdout.splitlines()}) > 1
 
@@ -40,7 +40,7 @@ def flows(pcap: Path, port: int) -> tuple[bytes, bytes]:
     """Give what went in to a port and what came out of it, as the client's side of the wire carried it."""
     directory = pcap.with_suffix(".flows")
     directory.mkdir()
-    subprocess.run(["tcpflow", "-r", str(pcap), "-o", str(directory), "-Fk"], check=True, capture_output=True)
+    subprocess.run(["tcpflow", "-r", str(pcap), "-o", str(directory)], check=True, capture_output=True)
     suffix = f".{port:05d}"
     inbound = [path.read_bytes() for path in directory.iterdir() if path.name.endswith(suffix)]
     outbound = [path.read_bytes() for path in directory.iterdir() if f"{suffix}-" in path.name]

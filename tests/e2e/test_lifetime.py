@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import tarfile
-from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,59 @@ from tests.e2e.test_sessions import PASSWORD
 from tests.e2e.world import World, processes, wait_for
 
 
-def footprint(world: World) -> Counter[str]:
-    """Count what a honeypot may leave behind: processes, mounts, namespaces, cgroups and sockets."""
+@dataclass
+class Footprint:
+    """What an instance has on the host now: everything by which it could be found again."""
+
+    processes: set[str]
+    mounts: set[str]
+    namespaces: set[str]
+    cgroups: set[str]
+    sockets: set[str]
+
+
+def footprint(world: World) -> Footprint:
+    """Take an instance's footprint."""
     root = str(world.root)
-    mounts = [
-        line for line in Path("/proc/self/mounts").read_text().splitlines() if root in line and "/net/" not in line
+    cgroups = {str(path) for path in Path("/sys/fs/cgroup").rglob(f"honeypot-{world.instance}") if path.is_dir()}
+    own = {pid: line for pid, line in processes() if _belongs(world, pid, line)}
+    held = [
+        line for line in _read("/proc/self/mountinfo").splitlines() if f"{root}/" in line and f"{root}/net/" not in line
     ]
-    namespaces = subprocess.run(["lsns", "-n", "-o", "NS,TYPE"], capture_output=True, text=True, check=True).stdout
-    cgroups = [p for p in Path("/sys/fs/cgroup").rglob("*honeypot*") if p.is_dir()]
-    return Counter(
-        processes=sum(root in command or "nspawn" in command for _, command in processes()),
-        mounts=len(mounts),
-        namespaces=len(namespaces.splitlines()),
-        cgroups=len(cgroups),
-        sockets=sum(path.is_socket() for path in (world.root / "run").rglob("*"))
-        if (world.root / "run").exists()
-        else 0,
+    return Footprint(
+        processes={f"{pid} {line}" for pid, line in own.items()},
+        mounts=set(held),
+        namespaces={name for pid in own for name in _namespaces(pid)} - _namespaces(os.getpid()),
+        cgroups=cgroups,
+        sockets={str(path) for path in (world.root / "run").rglob("*") if path.is_socket()},
     )
+
+
+def _belongs(world: World, pid: int, command: str) -> bool:
+    """Say whether a process is of an instance: by its command line, its environment, or its control group."""
+    told = command + _read(f"/proc/{pid}/environ") + _read(f"/proc/{pid}/cgroup")
+    return f"{world.root}/" in told or f"honeypot-{world.instance}" in told
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return ""
+
+
+def _namespaces(pid: int) -> set[str]:
+    """Name the namespaces a process is in, such as net:[4026531840]."""
+    try:
+        return {str(path.readlink()) for path in Path(f"/proc/{pid}/ns").iterdir()}
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return set()
+
+
+def still_there(namespaces: set[str]) -> set[str]:
+    """Give those of some namespaces that any process is in or any mount holds."""
+    used = {name for pid, _ in processes() for name in _namespaces(pid)}
+    return {name for name in namespaces if name in used or name in _read("/proc/self/mountinfo")}
 
 
 def test_after_its_lifetime_a_container_is_gone_and_its_harvest_holds_the_file(fresh: World) -> None:
@@ -72,8 +109,6 @@ def test_down_leaves_nothing(fresh: World) -> None:
     attacker = fresh.attacker("198.51.100.7")
     before = footprint(fresh)
     fresh.up()
-    during = footprint(fresh)
-    assert all(during[kind] > before[kind] for kind in during), during
     open_session = subprocess.Popen(
         attacker.argv("sshpass", "-p", PASSWORD, "ssh", "-F", "none", "-o", "StrictHostKeyChecking=no", "-o",
                       "UserKnownHostsFile=/dev/null", "root@203.0.113.80", "echo in; cat"),
@@ -81,9 +116,12 @@ def test_down_leaves_nothing(fresh: World) -> None:
     )  # fmt: skip
     assert open_session.stdout
     assert open_session.stdout.readline() == b"in\n"
+    during = footprint(fresh)
+    assert min(map(len, asdict(during).values())) > 0, during
     fresh.down()
     open_session.communicate(timeout=10)
     assert footprint(fresh) == before
+    assert not still_there(during.namespaces - _namespaces(os.getpid()) - fresh.namespaces())
     fresh.up()
     (session,) = fresh.stored(1)
     assert session["end_reason"] == "shutdown"

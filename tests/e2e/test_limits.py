@@ -85,5 +85,5 @@ def test_reload_adds_and_removes_ports_and_a_bad_file_changes_nothing(fresh: Wor
     assert b"200 OK" in attacker.run("curl", "-sSi", f"http://{SENSOR_V4}:81/").stdout
     live.stdin.write(b"nonsense\r\n")
     live.stdin.flush()
-    assert b"nvalid SSH identification string" in live.stdout.read()
+    assert b"nvalid SSH identification string" in live.stdout.readline()
     live.communicate()

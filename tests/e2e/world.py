@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from bus.layout import Layout
+from bus.settings import GlobalSettings
 
 T = TypeVar("T")
 SENSOR_V4 = "203.0.113.80"
@@ -160,6 +162,18 @@ class World:
         done = self.honeypot("down")
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.logs()}"
 
+    @property
+    def instance(self) -> str:
+        """The instance's short name in cgroups."""
+        settings = GlobalSettings(
+            **{name: self.root / name.split("_")[0] for name in ("run_dir", "state_dir", "log_dir")}
+        )
+        return Layout.of(settings).instance
+
+    def namespaces(self) -> set[str]:
+        """Name the world's own network namespaces."""
+        return {f"net:[{path.stat().st_ino}]" for path in (self.root / "net").iterdir()}
+
     def logs(self) -> str:
         """Give the end of every manager's log, for a failure's message."""
         return "\n".join(
@@ -184,12 +198,13 @@ class World:
         return path.read_bytes()
 
     def manager_pid(self, name: str) -> int:
-        """Give a manager's process id."""
-        pattern = re.compile(rf"-m {name} --run-dir {re.escape(str(self.root))}/run(\s|$)")
-        for pid, command in processes():
-            if pattern.search(command) and "setpriv" not in command.split()[0]:
-                return pid
-        raise AssertionError(f"{name} does not run")
+        """Give a manager's process id; 0 while it does not run."""
+        wanted = f" -m {name} --run-dir {self.root}/run "
+        return next((pid for pid, line in processes() if wanted in line and "setpriv" not in line), 0)
+
+    def supervisord_pid(self) -> int:
+        """Give supervisord's process id."""
+        return int((self.root / "run" / "supervisord.pid").read_text())
 
     def kill(self, pid: int) -> None:
         """Kill a process that this world started."""

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Self
 
 import pytest
 
@@ -50,6 +51,13 @@ class Typist:
         """Log out."""
         self.process.communicate(timeout=20)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
 
 @contextmanager
 def load(hosts: list[Host]) -> Iterator[list[str]]:
@@ -84,18 +92,18 @@ def healthy(world: World) -> bool:
 def test_a_killed_manager_is_noticed_by_no_attacker(running: World, manager: str) -> None:
     """A held session types on, new logins succeed, and every session arrives in storage whole."""
     number = 10 * (1 + MANAGERS.index(manager))
-    typist = Typist(running.attacker(f"198.51.100.{number}"))
-    assert typist.type()
     hosts = [running.attacker(f"198.51.100.{number + n}") for n in (1, 2)]
-    with load(hosts) as failures:
-        killed = running.manager_pid(manager)
-        running.kill(killed)
+    with Typist(running.attacker(f"198.51.100.{number}")) as typist:
         assert typist.type()
-        wait_for(lambda: running.manager_pid(manager) != killed, f"{manager} to be restarted", 60)
-        wait_for(lambda: healthy(running), "everything to be healthy again", 60)
-        assert typist.type()
-    assert failures == []
-    typist.end()
+        with load(hosts) as failures:
+            killed = running.manager_pid(manager)
+            running.kill(killed)
+            assert typist.type()
+            wait_for(lambda: running.manager_pid(manager) not in (0, killed), f"{manager} to be restarted", 60)
+            wait_for(lambda: healthy(running), "everything to be healthy again", 60)
+            assert typist.type()
+        assert failures == []
+        typist.end()
     (held,) = running.stored(1, source=f"198.51.100.{number}")
     assert held["end_reason"] == "closed"
     inbound, outbound = stream(running.blob(held["stream"]["sha256"]))
@@ -105,38 +113,38 @@ def test_a_killed_manager_is_noticed_by_no_attacker(running: World, manager: str
 @pytest.mark.timeout(300)
 def test_a_killed_relay_ends_its_own_connection_only(running: World) -> None:
     """Its spool is sealed as torn, whole to the last frame; a neighbour types on."""
-    victim, neighbour = Typist(running.attacker("198.51.100.90")), Typist(running.attacker("198.51.100.91"))
-    assert victim.type()
-    assert neighbour.type()
-    live = running.honeypot("bus", "call", "session", "session.live")
-    sessions = json.loads(live.stdout)["sessions"]
-    relay = next(s["relay_pid"] for s in sessions if s["identity"]["source"]["address"] == "198.51.100.90")
-    running.kill(relay)
-    assert not victim.type()
-    assert neighbour.type()
+    hosts = running.attacker("198.51.100.90"), running.attacker("198.51.100.91")
+    with Typist(hosts[0]) as victim, Typist(hosts[1]) as neighbour:
+        assert victim.type()
+        assert neighbour.type()
+        live = running.honeypot("bus", "call", "session", "session.live")
+        sessions = json.loads(live.stdout)["sessions"]
+        relay = next(s["relay_pid"] for s in sessions if s["identity"]["source"]["address"] == "198.51.100.90")
+        running.kill(relay)
+        assert not victim.type()
+        assert neighbour.type()
+        neighbour.end()
     (torn,) = running.stored(1, source="198.51.100.90")
     assert torn["end_reason"] == "torn"
     inbound, outbound = stream(running.blob(torn["stream"]["sha256"]))
     assert (len(inbound), len(outbound)) == (torn["bytes_in"], torn["bytes_out"])
     assert inbound.startswith(b"SSH-2.0-")
-    neighbour.end()
 
 
 @pytest.mark.timeout(300)
 def test_a_killed_supervisord_leaves_sessions_and_containers_to_be_adopted(fresh: World) -> None:
     """Managers end with it, relays and containers go on, and the next `up` adopts them."""
     fresh.up()
-    typist = Typist(fresh.attacker("198.51.100.7"))
-    assert typist.type()
-    before = {c["container"]["id"] for c in fresh.ask("containers") if c["source"]}
-    supervisord = next(pid for pid, line in processes() if "supervisord" in line and str(fresh.root) in line)
-    managers = [fresh.manager_pid(name) for name in MANAGERS]
-    fresh.kill(supervisord)
-    wait_for(lambda: not {pid for pid, _ in processes()} & set(managers), "the managers to end")
-    assert typist.type()
-    fresh.up()
-    assert typist.type()
-    assert {c["container"]["id"] for c in fresh.ask("containers") if c["source"]} == before
-    typist.end()
+    with Typist(fresh.attacker("198.51.100.7")) as typist:
+        assert typist.type()
+        before = {c["container"]["id"] for c in fresh.ask("containers") if c["source"]}
+        managers = [fresh.manager_pid(name) for name in MANAGERS]
+        fresh.kill(fresh.supervisord_pid())
+        wait_for(lambda: not {pid for pid, _ in processes()} & set(managers), "the managers to end")
+        assert typist.type()
+        fresh.up()
+        assert typist.type()
+        assert {c["container"]["id"] for c in fresh.ask("containers") if c["source"]} == before
+        typist.end()
     (session,) = fresh.stored(1)
     assert session["end_reason"] == "closed"

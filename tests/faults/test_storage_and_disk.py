@@ -11,7 +11,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from tests.e2e.tap import stream
 from tests.e2e.test_sessions import PASSWORD
-from tests.e2e.world import SENSOR_V4, World, wait_for
+from tests.e2e.world import Host, World, wait_for
 from tests.faults.test_kill import Typist
 
 _TICKS = 100
@@ -53,20 +53,10 @@ def test_a_full_spool_ends_sessions_with_a_reason_and_service_resumes(fresh: Wor
     try:
         fresh.up()
         attacker = fresh.attacker("198.51.100.7")
-        typist = Typist(attacker)
-        assert typist.type()
-        (spool / "filler").write_bytes(bytes(48 << 20))
-        attacker.run("bash", "-c", f"head -c 4000000 /dev/zero | timeout 20 nc -N {SENSOR_V4} 80")
-        flood = attacker.ssh("head -c 30000000 /dev/zero", password=PASSWORD, timeout_s=60)
-        assert len(flood.stdout) < 30000000
-        busy = {name: cpu_ticks(fresh.manager_pid(name)) for name in ("listener", "session", "recorder", "containerd")}
-        refused = attacker.ssh("echo ok", password=PASSWORD, timeout_s=60)
-        assert refused.stdout == b""
-        spent = {name: cpu_ticks(fresh.manager_pid(name)) - ticks for name, ticks in busy.items()}
-        assert all(ticks < 5 * _TICKS for ticks in spent.values()), spent
-        (spool / "filler").unlink()
-        assert attacker.ssh("echo ok", password=PASSWORD).stdout == b"ok\n"
-        typist.end()
+        with Typist(attacker) as typist:
+            assert typist.type()
+            fill_and_empty(fresh, attacker, spool)
+            typist.end()
         log = (fresh.root / "log" / "session.log").read_text()
         assert any("spool_full" in json.loads(line)["message"] for line in log.splitlines() if line.startswith("{"))
         wait_for(lambda: not list(spool.iterdir()), "the spool to be handed over")
@@ -76,3 +66,17 @@ def test_a_full_spool_ends_sessions_with_a_reason_and_service_resumes(fresh: Wor
     finally:
         fresh.honeypot("down")
         subprocess.run(["umount", "-l", str(spool)], check=False)
+
+
+def fill_and_empty(world: World, attacker: Host, spool: Path) -> None:
+    """Fill the spool's disk under an attacker's hands, see that no process spins, and make room again."""
+    (spool / "filler").write_bytes(bytes(48 << 20))
+    flood = attacker.ssh("head -c 30000000 /dev/zero", password=PASSWORD, timeout_s=60)
+    assert len(flood.stdout) < 30000000
+    busy = {name: cpu_ticks(world.manager_pid(name)) for name in ("listener", "session", "recorder", "containerd")}
+    refused = attacker.ssh("echo ok", password=PASSWORD, timeout_s=60)
+    assert refused.stdout == b""
+    spent = {name: cpu_ticks(world.manager_pid(name)) - ticks for name, ticks in busy.items()}
+    assert all(ticks < 5 * _TICKS for ticks in spent.values()), spent
+    (spool / "filler").unlink()
+    assert attacker.ssh("echo ok", password=PASSWORD).stdout == b"ok\n"
