@@ -45,7 +45,7 @@ def up(file: Path | None, detach: bool, supervised: bool) -> None:
     with _only_one(layout):
         desired.forget(layout)
         if supervised:
-            launch.become(path, layout)
+            launch.become(launch.environment(path, layout, os.environ))
         code = asyncio.run(_up(path, config, layout, detach=detach))
     raise SystemExit(code)
 
@@ -112,7 +112,7 @@ async def _up(path: Path, config: Config, layout: Layout, *, detach: bool) -> in
     """Start, wait, and in the foreground stay; give the exit status."""
     stopped = _stop_signals()
     tails = [Tail(log) for log in launch.logs(layout)]
-    supervisord = launch.spawn(path, layout)
+    supervisord = launch.spawn(launch.environment(path, layout, os.environ))
     click.echo("starting...")
     try:
         if not await _until_healthy(layout, supervisord, stopped):

@@ -20,6 +20,7 @@ from bus.errors import ConfigError, HoneypotError, PeerDown, PeerSlow
 from bus.layout import MANAGERS, Layout
 from bus.settings import Config
 from controller.config import digest, load
+from controller.probe import nobody_at
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,10 @@ def _at(config: Config, key: str) -> object:
 class Caller(Protocol):
     """What `everywhere` needs of the bus."""
 
+    @property
+    def layout(self) -> Layout:
+        """Where the others' sockets are."""
+
     async def call(self, manager: str, command: Command[Applied], timeout_s: float = 5) -> Applied:
         """Ask a manager."""
 
@@ -122,6 +127,9 @@ async def _first_problem(bus: Caller, managers: Iterable[str], apply: Apply) -> 
 
 
 async def _ask(bus: Caller, manager: str, apply: Apply) -> str | None:
+    if nobody_at(bus.layout.requests(manager)):
+        log.warning("%s is not running; it gets the new configuration when it comes up", manager)
+        return None
     try:
         applied = await bus.call(manager, apply, timeout_s=_APPLY_S)
     except (PeerDown, PeerSlow) as error:
@@ -132,11 +140,11 @@ async def _ask(bus: Caller, manager: str, apply: Apply) -> str | None:
     return f"{manager}: {applied.problem}" if applied.problem else None
 
 
-async def reload(bus: Caller, layout: Layout, old: Configuration) -> Configuration:
+async def reload(bus: Caller, old: Configuration) -> Configuration:
     """Read the file again and put it in force; `ConfigError` with one line, and nothing changed."""
     new = await asyncio.to_thread(from_file)
     problem = changes_refused(old.config, new.config) or await everywhere(bus, old, new)
     if problem:
         raise ConfigError(problem)
-    keep(layout, new)
+    keep(bus.layout, new)
     return new

@@ -14,6 +14,7 @@ from typing import BinaryIO
 from bus.logs import render
 
 _EVERY_S = 0.2
+_BEGINNING = '{"at": "2026-01-31T12:00:00.000000Z"'
 
 
 class Tail:
@@ -55,10 +56,19 @@ class Tail:
             self._file.close()
 
 
+def in_order(lines: Iterable[str]) -> list[str]:
+    """Order lines of several files by their instant, with which each JSON line begins; others stay behind theirs."""
+    last = ""
+    keyed: list[tuple[str, str]] = []
+    for line in lines:
+        last = line[: len(_BEGINNING)] if line.startswith(_BEGINNING[:7]) else last
+        keyed.append((last, line))
+    return [line for _, line in sorted(keyed, key=lambda pair: pair[0])]
+
+
 async def follow(tails: Iterable[Tail], say: Callable[[str], None]) -> None:
     """Say every new line, rendered, for ever."""
     while True:
-        for tail in tails:
-            for line in tail.lines():
-                say(render(line))
+        for line in in_order([line for tail in tails for line in tail.lines()]):
+            say(render(line))
         await asyncio.sleep(_EVERY_S)

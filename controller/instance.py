@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from bus.layout import Layout
 from bus.model import Frozen
 from bus.rpc import call
 from controller import config
+from controller.probe import nobody_at
 
 R = TypeVar("R", bound=Frozen)
 _PLACES = ("config.toml", "/etc/honeypot/config.toml")
@@ -50,7 +50,7 @@ class Instance:
     def ask(self, manager: str, command: Command[R], timeout_s: float = _TIMEOUT_S) -> R:
         """Ask a manager; `Trouble` says what is down and how to start it (at once, if the whole instance is down)."""
         path = self.layout.requests(manager)
-        if _nobody_at(path) and _nobody_at(self.layout.supervisor):
+        if nobody_at(path) and nobody_at(self.layout.supervisor):
             raise self.trouble(manager, PeerDown(f"{manager} is not running"))
         try:
             return asyncio.run(call(self.layout, manager, command, timeout_s))
@@ -68,16 +68,6 @@ class Instance:
         if manager != "controller" and self.layout.supervisor.exists():
             return Trouble(f"{manager} is not running", f"see why: {self.layout.log_dir}/{manager}.log")
         return Trouble(f"{manager} is not running", f"start it: honeypot up --config {self.file}")
-
-
-def _nobody_at(path: Path) -> bool:
-    """Say whether a socket is missing or dead."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError as error:
-            return error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR)
-    return False
 
 
 def _forbidden(path: Path) -> bool:

@@ -24,6 +24,7 @@ _DEADLINE_S = 60.0
 _BACKOFF_S = 6.0  # a manager that supervisord finds ending at once for so long won't come up
 _EVERY_S = 0.2
 _FILES = 65536
+_UMASK = 0o027  # logs are for root and the group honeypot
 _LAST_LINES = 8
 _KEPT = ("LANG", "NOTIFY_SOCKET", "WATCHDOG_USEC", "TZ")
 
@@ -53,24 +54,19 @@ def environment(file: Path, layout: Layout, given: Mapping[str, str]) -> dict[st
     }
 
 
-def spawn(file: Path, layout: Layout) -> subprocess.Popen[bytes]:
+def spawn(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start supervisord in a session of its own, so that a terminal's Ctrl-C does not reach it."""
     null = subprocess.DEVNULL
     return subprocess.Popen(
-        argv(),
-        env=environment(file, layout, os.environ),
-        stdin=null,
-        stdout=null,
-        stderr=null,
-        cwd="/",
-        start_new_session=True,
+        argv(), env=environment, stdin=null, stdout=null, stderr=null, cwd="/", start_new_session=True, umask=_UMASK
     )
 
 
-def become(file: Path, layout: Layout) -> None:
+def become(environment: Mapping[str, str]) -> None:
     """Become supervisord: how a service manager runs an instance."""
     os.chdir("/")
-    os.execve(sys.executable, argv(), environment(file, layout, os.environ))  # noqa: S606 - no shell is wanted
+    os.umask(_UMASK)
+    os.execve(sys.executable, argv(), dict(environment))  # noqa: S606 - no shell is wanted
 
 
 async def healthy(layout: Layout, supervisord: subprocess.Popen[bytes]) -> Status:

@@ -47,11 +47,11 @@ def directories(layout: Layout) -> Iterator[Directory]:
     yield Directory(layout.state_dir, "root", "root", 0o755, root=True)
     yield Directory(layout.spool, "hp-session", "hp-capture", 0o2770)
     yield Directory(layout.harvest, "root", "hp-capture", 0o2770)
-    yield Directory(layout.state_dir / "blobs", "hp-storage", "honeypot", 0o700)
-    yield Directory(layout.state_dir / "db", "hp-storage", "honeypot", 0o700)
+    yield Directory(layout.blobs, "hp-storage", "honeypot", 0o700)
+    yield Directory(layout.database.parent, "hp-storage", "honeypot", 0o700)
     yield Directory(layout.templates, "root", "root", 0o755)
     yield Directory(layout.containers, "root", "root", 0o700)
-    yield Directory(layout.state_dir / "damaged", "hp-recorder", "honeypot", 0o700)
+    yield Directory(layout.damaged, "hp-recorder", "honeypot", 0o700)
     yield Directory(layout.log_dir, "root", "honeypot", 0o750, root=True)
 
 

@@ -33,7 +33,6 @@ from bus.layout import MANAGERS
 from bus.manager import Node
 from bus.model import Frozen
 from bus.parking import Lot
-from bus.settings import Config
 from controller import desired, pool
 from controller.journal import Journal
 from controller.monitor import Monitor
@@ -61,9 +60,9 @@ class Controller:
             Reload: self._reload,
         }
 
-    async def apply(self, config: Config, *, dry: bool) -> str | None:
+    async def apply(self, configuration: Configuration, *, dry: bool) -> str | None:
         """Take what `reload` has put in force; never objects."""
-        log.debug("%d services are configured (dry: %s)", len(config.service), dry)
+        log.debug("%d services are configured (dry: %s)", len(configuration.config.service), dry)
         return None
 
     def health(self) -> tuple[str, dict[str, float]]:
@@ -80,7 +79,7 @@ class Controller:
             self._journal.note(received)
             if isinstance(received.event, ContainerAssigned):
                 template = received.event.container.template
-        self._rates = pool.arrived(self._rates, template, time.monotonic())
+                self._rates = pool.arrived(self._rates, template, time.monotonic())
 
     async def tick(self) -> None:
         """Keep containerd's targets and the service manager's knowledge up to date."""
@@ -118,7 +117,7 @@ class Controller:
     async def _reload(self, _: Reload) -> Applied:
         async with self._reloading:
             try:
-                new = await desired.reload(self._node, self._node.layout, self._monitor.in_force)
+                new = await desired.reload(self._node, self._monitor.in_force)
             except ConfigError as error:
                 log.error("nothing was changed: %s", error)
                 return Applied(problem=str(error))

@@ -147,12 +147,13 @@ def _supervisord(layout: Layout) -> Iterator[psutil.Process]:
 
 
 def _programs(layout: Layout) -> Iterator[psutil.Process]:
-    """Give the managers and relays of this instance: their command lines name its run directory."""
-    wanted = ["--run-dir", str(layout.run_dir)]
+    """Give our programs of this instance, relays included: `python -P -m MANAGER...` with a path of its directories."""
+    roots = (layout.run_dir, layout.spool)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            command = process.cmdline()
-            if command[-len(wanted) :] == wanted:
+            flags, program, arguments = (command := process.cmdline())[1:3], command[3:4], command[4:]
+            ours = flags == ["-P", "-m"] and program and program[0].partition(".")[0] in MANAGERS
+            if ours and any(Path(argument).is_relative_to(root) for argument in arguments for root in roots):
                 yield process
 
 
@@ -168,7 +169,7 @@ def _relays(layout: Layout) -> Iterator[psutil.Process]:
 def _sweep(layout: Layout) -> None:
     """Remove what containers leave outside the state directory: processes, mounts, namespaces, cgroups."""
     command = [sys.executable, "-P", "-m", "containerd.sweep"]
-    arguments = ["--state", str(layout.state_dir), "--instance", layout.instance]
+    arguments = ["--state", str(layout.state_dir), "--instance", layout.instance, "--all"]
     done = subprocess.run(
         [*command, *arguments], capture_output=True, text=True, check=False, timeout=_SWEEP_S, stdin=subprocess.DEVNULL
     )

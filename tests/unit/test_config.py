@@ -73,7 +73,10 @@ MISTAKES = {
     ),
     "a wrong choice": (
         '[global]\nlog_level = "debg"',
-        "global.log_level: \"debg\" is not allowed; allowed: 'debug', 'info', 'warning' or 'error'; the nearest is 'debug'",
+        (
+            "global.log_level: \"debg\" is not allowed; allowed: 'debug', 'info', 'warning' or 'error'"
+            "; the nearest is 'debug'"
+        ),
     ),
     "a number too large": (
         SERVICE.replace("22", "70000"),
@@ -137,8 +140,10 @@ MISTAKES = {
     ),
     "two limits for one template": (
         SERVICE + "container = { pids = 64 }\n" + OTHER,
-        'service "b": container: differs from that of service "a", and both use template t; '
-        "the containers of one template have one set of limits",
+        (
+            'service "b": container: differs from that of service "a", and both use template t; '
+            "the containers of one template have one set of limits"
+        ),
     ),
     "not TOML": ("[global", "not TOML: Expected ']' at the end of a table declaration (at end of document)"),
     "a run directory too long for sockets": (
@@ -147,8 +152,10 @@ MISTAKES = {
     ),
     "a value of two lines": (
         '[global]\nlog_level = "de\\nbug"',
-        "global.log_level: \"de\\nbug\" is not allowed; allowed: 'debug', 'info', 'warning' or 'error'"
-        "; the nearest is 'debug'",
+        (
+            "global.log_level: \"de\\nbug\" is not allowed; allowed: 'debug', 'info', 'warning' or 'error'"
+            "; the nearest is 'debug'"
+        ),
     ),
 }
 

@@ -67,7 +67,7 @@ stdout_logfile = {root}/log/{name}.log
 """
 
 
-def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 20) -> T:
+def wait_for(condition: Callable[[], T | None], what: str, timeout_s: float = 20) -> T:
     """Give the condition's first truthy value; a hang is a failure."""
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
