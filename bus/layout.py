@@ -73,6 +73,26 @@ class Layout:
         return self.state_dir / "harvest"
 
     @property
+    def damaged(self) -> Path:
+        """What can't be read, set aside; nobody removes it but a person."""
+        return self.state_dir / "damaged"
+
+    @property
+    def blobs(self) -> Path:
+        """Captured bytes by digest; storage's alone."""
+        return self.state_dir / "blobs"
+
+    @property
+    def database(self) -> Path:
+        """The embedded document store; storage's alone."""
+        return self.state_dir / "db" / "honeypot.sqlite"
+
+    @property
+    def boot(self) -> Path:
+        """What containers are started with: stage 1 and the compiled filter."""
+        return self.state_dir / "boot"
+
+    @property
     def templates(self) -> Path:
         """One directory a built template."""
         return self.state_dir / "templates"

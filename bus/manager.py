@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -32,7 +32,7 @@ from bus.events import Publisher
 from bus.layout import Layout
 from bus.model import Frozen
 from bus.rpc import Handler, Server, call
-from bus.settings import Config, GlobalSettings
+from bus.settings import GlobalSettings
 
 R = TypeVar("R", bound=Frozen)
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Service(Protocol):
     def handlers(self) -> Mapping[type[Command[Any]], Callable[[Any], Awaitable[Frozen]]]:
         """Its own commands."""
 
-    async def apply(self, config: Config, *, dry: bool) -> str | None:
+    async def apply(self, configuration: Configuration, *, dry: bool) -> str | None:
         """Take a configuration, or say in one line why not and change nothing; with `dry` only say."""
 
     def health(self) -> tuple[str, dict[str, float]]:
@@ -90,12 +90,24 @@ def main(name: str, start: Start, fetch: Fetch | None = None) -> None:
     layout = Layout.of(GlobalSettings(run_dir=parser.parse_args().run_dir))
     os.umask(0o007)
     logs.start(name)
+    failed = False
     try:
         asyncio.run(_live(name, layout, start, fetch or _ask_controller))
     except* HoneypotError as group:
-        for error in group.exceptions:
+        failed = True
+        for error in _leaves(group):
             log.error("%s", error)
-        raise SystemExit(1) from None
+    if failed:
+        raise SystemExit(1)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """Give the errors of a group and of the groups in it."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 async def _live(name: str, layout: Layout, start: Start, fetch: Fetch) -> None:
@@ -158,7 +170,8 @@ class _Common:
         )
 
     async def _apply(self, command: Any) -> Applied:
-        problem = await self._service.apply(command.config, dry=command.dry)
+        configuration = Configuration(config=command.config, configuration=command.configuration)
+        problem = await self._service.apply(configuration, dry=command.dry)
         if problem is None and not command.dry:
             logs.set_level(command.config.global_.log_level)
             self._configuration = command.configuration

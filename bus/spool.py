@@ -32,6 +32,7 @@ from bus.records import ContainerFacts, EndReason, Handoff
 MAGIC = b"HPSTREAM\x00\x01"  # eight letters and the version, big-endian u16
 _FRAME = struct.Struct("<QBBHI")  # time ns since 1970, direction, kind, zero, length
 _END_RESERVE = 4096  # written ahead so that an end can be noted on a full disk
+_PAYLOAD_MAX = 1 << 24  # no relay reads as much at once; a larger length is damage
 _CHECK_EVERY = 1 << 20  # bytes between looks at the free space
 _FILE_MODE = 0o660
 _FULL = "no space left on device"
@@ -212,11 +213,13 @@ def _read(path: Path) -> object:
 
 
 def frames(stream: BinaryIO) -> Iterator[Frame]:
-    """Give a stream's frames from its start; a torn last frame is its end. `SpoolError` if it is no stream."""
+    """Give a stream's frames from its start; a torn last frame is its end. `SpoolError` for what no relay writes."""
     if stream.read(len(MAGIC)) != MAGIC:
         raise SpoolError("not a stream of a version known here")
     while len(head := stream.read(_FRAME.size)) == _FRAME.size:
         at_ns, direction, kind, _, length = _FRAME.unpack(head)
+        if length > _PAYLOAD_MAX:
+            raise SpoolError(f"a frame of {length} bytes")
         payload = stream.read(length)
         if len(payload) < length:
             return

@@ -39,7 +39,6 @@ from bus.errors import HoneypotError, Refused
 from bus.manager import Node
 from bus.records import AttachRequest, ContainerFacts
 from bus.rpc import Handler
-from bus.settings import Config
 from containerd import container, guards
 from containerd.appearance import Address, shown_source
 from containerd.attach import Answer, converse
@@ -48,6 +47,7 @@ from containerd.farewell import farewell
 from containerd.maker import Maker
 from containerd.members import Assignment, Member, read_assignment
 from containerd.network import Endpoint
+from containerd.templates import discard_unused
 from containerd.wanted import Wanted
 
 T = TypeVar("T")
@@ -80,10 +80,10 @@ class Containers:
         """Its commands."""
         return {ListContainers: self._list, SetPool: self._set_pool, DestroyContainer: self._destroy}
 
-    async def apply(self, config: Config, *, dry: bool) -> str | None:
+    async def apply(self, configuration: Configuration, *, dry: bool) -> str | None:
         """Take a configuration: new limits hold for containers made from now on; ready ones are replaced."""
         try:
-            wanted = Wanted(self._node.layout, config)
+            wanted = Wanted(self._node.layout, configuration.config)
         except HoneypotError as error:
             return str(error)
         if not dry:
@@ -222,6 +222,9 @@ class Containers:
                 self._discard(member)
             log.info("adopted", extra={"container": name, "template": member.facts.template})
         await self._run(container.sweep, roots)
+        images = {member.facts.image for member in self._members.values()}
+        for old in await self._run(discard_unused, self._node.layout.templates, images):
+            log.info("removed the replaced template %s", old)
         self._maker.set_targets(self._wanted.targets)
 
     async def reap(self) -> None:

@@ -17,15 +17,13 @@ from containerd.errors import TemplateError
 from containerd.spec import Addresses, Limits, Roots, Spec
 from containerd.templates import find_template
 
-_CACHE = "boot"
-
 
 class Wanted:
     """A configuration as this package reads it; `ConfigError` names the service whose template can't be used."""
 
     def __init__(self, layout: Layout, config: Config) -> None:
         self.sensor = config.global_.sensor
-        self.roots = Roots(containers=layout.containers, cache=layout.state_dir / _CACHE, instance=layout.instance)
+        self.roots = Roots(containers=layout.containers, cache=layout.boot, instance=layout.instance)
         self.targets: dict[str, int] = {}
         self._specs: dict[str, Spec] = {}
         for service in config.service:

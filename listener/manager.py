@@ -12,20 +12,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from bus.catalogue import Command, Configuration, GetConfiguration
-from bus.errors import BusError, ConfigError
+from bus.catalogue import Command, Configuration
+from bus.errors import ConfigError
 from bus.manager import Node
 from bus.model import Frozen
 from bus.parking import Parker
-from bus.settings import Config
 from listener import predecessors
 from listener.admission import Admission
 from listener.door import Door
 from listener.ports import Ports, wanted
 
 log = logging.getLogger(__name__)
-
-_DIGEST_RETRY_S = 1.0
 
 
 class Listener:
@@ -39,7 +36,6 @@ class Listener:
         self._parker = parker
         self._config = configuration.config
         self._digest = configuration.configuration
-        self._asking: asyncio.Task[None] | None = None
         self.admission = Admission(self._config)
         self.door = Door(node, ports, self.admission)
 
@@ -47,8 +43,9 @@ class Listener:
         """Begin to accept."""
         self.door.configure(self._config, self._digest)
 
-    async def apply(self, config: Config, *, dry: bool) -> str | None:
+    async def apply(self, configuration: Configuration, *, dry: bool) -> str | None:
         """Bind all new ports, then close the removed; or say which can't be bound and change nothing."""
+        config = configuration.config
         then = wanted(config)
         try:
             if dry:
@@ -59,11 +56,10 @@ class Listener:
         except ConfigError as error:
             self.door.advance()
             return str(error)
-        self._config = config
+        self._config, self._digest = config, configuration.configuration
         self._parker.want(self._ports.sockets)
         self.admission.configure(config)
         self.door.configure(config, self._digest)
-        self._learn_digest()
         return None
 
     def health(self) -> tuple[str, dict[str, float]]:
@@ -78,25 +74,6 @@ class Listener:
         live = sum(self.admission.live(service.name) for service in self._config.service)
         waiting = sum(self.admission.waiting(service.name) for service in self._config.service)
         return f"{len(self._ports.sockets)} ports, {live} live, {waiting} waiting", figures
-
-    def _learn_digest(self) -> None:
-        """Have the new configuration's digest fetched."""
-        if self._asking:
-            self._asking.cancel()
-        self._asking = self._node.spawn(self._fetch_digest(), name="configuration-digest")
-
-    async def _fetch_digest(self) -> None:
-        """Ask the controller until it has put this configuration in force."""
-        while True:
-            try:
-                answer = await self._node.call("controller", GetConfiguration())
-                if answer.config == self._config:
-                    self._digest = answer.configuration
-                    self.door.configure(self._config, self._digest)
-                    return
-            except BusError as error:
-                log.info("the configuration's digest is not known yet: %s", error)
-            await asyncio.sleep(_DIGEST_RETRY_S)
 
 
 @asynccontextmanager

@@ -31,7 +31,6 @@ from bus.errors import BusError, SpoolError
 from bus.events import subscribe
 from bus.manager import Node
 from bus.model import Frozen
-from bus.settings import Config
 from recorder.captures import clear, hand_container, hand_session, set_aside, tell
 from recorder.outage import Outage, is_bad_capture, is_outage
 from recorder.record import build_record
@@ -51,7 +50,7 @@ class Recorder:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._spool, self._harvest = node.layout.spool, node.layout.harvest
-        self._damaged = self._spool.parent / "damaged"
+        self._damaged = node.layout.damaged
         self._told: dict[str, Seen] = {}
         self._postponed: dict[Path, float] = {}
         self._outage = Outage()
@@ -66,7 +65,7 @@ class Recorder:
         for root in (self._spool, self._harvest):
             await asyncio.to_thread(clear, root)
 
-    async def apply(self, config: Config, *, dry: bool) -> str | None:  # noqa: ARG002 - it has no settings of its own
+    async def apply(self, configuration: Configuration, *, dry: bool) -> str | None:  # noqa: ARG002 - it has no settings of its own
         """Take any configuration."""
         return None
 

@@ -52,10 +52,10 @@ class Sessions:
             EndSession: self._end,
         }
 
-    async def apply(self, config: Config, *, dry: bool) -> str | None:
+    async def apply(self, configuration: Configuration, *, dry: bool) -> str | None:
         """Take new sizes; any can be taken."""
         if not dry:
-            self._sizes = sizes(config)
+            self._sizes = sizes(configuration.config)
             self._fleet.resize(self._sizes)
         return None
 

@@ -20,7 +20,7 @@ from bus.layout import Layout
 from bus.manager import Node
 from bus.model import Frozen
 from bus.records import ContainerRecord, SessionRecord
-from bus.settings import Config, StorageSettings
+from bus.settings import StorageSettings
 from storage.blobs import Blobs
 from storage.door import Door, Record
 from storage.sqlite import SqliteStore
@@ -70,9 +70,9 @@ class Storage:
             await asyncio.sleep(_MEASURE_EVERY_S)
             await self._measure()
 
-    async def apply(self, config: Config, *, dry: bool) -> str | None:  # noqa: ARG002 - nothing to do when not dry
+    async def apply(self, configuration: Configuration, *, dry: bool) -> str | None:  # noqa: ARG002 - nothing to do when not dry
         """Refuse another database while running."""
-        if config.storage != self._settings:
+        if configuration.config.storage != self._settings:
             return "storage: can't change while it runs; stop the honeypot, change it, start it again"
         return None
 
@@ -133,14 +133,14 @@ def read_filter(command: FindSessions) -> Filter:
 
 def database_path(layout: Layout, settings: StorageSettings) -> Path:
     """Tell where the database is."""
-    return Path(settings.url).absolute() if settings.url else layout.state_dir / "db" / "honeypot.sqlite"
+    return Path(settings.url).absolute() if settings.url else layout.database
 
 
 @asynccontextmanager
 async def start(node: Node, configuration: Configuration) -> AsyncIterator[Storage]:
     """Open everything, then open the door."""
     settings = configuration.config.storage
-    blobs = Blobs(node.layout.state_dir / "blobs")
+    blobs = Blobs(node.layout.blobs)
     storage = Storage(SqliteStore(database_path(node.layout, settings)), blobs, settings)
     await storage.open()
     tasks = [

@@ -18,7 +18,7 @@ from bus.catalogue import Command, Configuration
 from bus.errors import ConfigError
 from bus.manager import Node
 from bus.rpc import Handler
-from bus.settings import Address, Config, WebuiSettings
+from bus.settings import Address, WebuiSettings
 from webui.app import create_app
 from webui.backend import Backend
 from webui.guard import Guard, Policy
@@ -53,14 +53,15 @@ class Webui:
         if server:
             await asyncio.to_thread(server.stop)
 
-    async def apply(self, config: Config, *, dry: bool) -> str | None:
+    async def apply(self, configuration: Configuration, *, dry: bool) -> str | None:
         """Listen elsewhere, or answer others; a setting that can't be taken leaves everything as it was."""
+        settings = configuration.config.webui
         try:
-            if config.webui != self._settings:
-                self._check(config.webui)
+            if settings != self._settings:
+                self._check(settings)
                 if not dry:
                     async with self._changing:
-                        await self._change(config.webui)
+                        await self._change(settings)
         except ConfigError as error:
             return str(error)
         return None

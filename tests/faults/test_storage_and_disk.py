@@ -19,10 +19,9 @@ _TICKS = 100
 
 def supervisorctl(world: World, *arguments: str) -> None:
     """Ask this world's supervisord something."""
-    server = ServerProxy(
-        "http://localhost", SupervisorTransport(None, None, f"unix://{world.root}/run/supervisor.sock")
-    )
-    getattr(server.supervisor, arguments[0])(*arguments[1:])
+    transport = SupervisorTransport(None, None, f"unix://{world.root}/run/supervisor.sock")
+    with ServerProxy("http://localhost", transport) as server:
+        getattr(server.supervisor, arguments[0])(*arguments[1:])
 
 
 def cpu_ticks(pid: int) -> int:
@@ -46,7 +45,7 @@ def test_sessions_arrive_when_storage_comes_back(fresh: World) -> None:
 
 def test_a_full_spool_ends_sessions_with_a_reason_and_service_resumes(fresh: World) -> None:
     """A byte that can't be recorded isn't relayed; no process spins; with room again the next login works."""
-    fresh.configure(min_free_mib=16)
+    fresh.configure(min_free_mib=16, limits="limits = { wait_limit_seconds = 5 }")
     spool = fresh.root / "state" / "spool"
     spool.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=2770", "tmpfs", str(spool)], check=True)
