@@ -36,7 +36,7 @@ from bus.parking import Lot
 from controller import desired, pool
 from controller.journal import Journal
 from controller.monitor import Monitor
-from controller.notify import Notifier, status_line
+from controller.notify import Notifier
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +66,9 @@ class Controller:
         return None
 
     def health(self) -> tuple[str, dict[str, float]]:
-        """Say how many are healthy."""
+        """Say what is in force, and how many are healthy."""
         statuses = self._monitor.statuses()
-        return status_line(statuses), {
+        return f"configuration {self._monitor.in_force.configuration}", {
             "managers_healthy": sum(status.healthy for status in statuses),
             "managers_restarts": sum(status.restarts for status in statuses),
         }
