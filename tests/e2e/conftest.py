@@ -9,6 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.world import TEMPLATES, World, world
+from tests.e2e.yard import make_yard
+
+__all__ = ["make_yard"]
 
 
 @pytest.fixture(scope="session")
