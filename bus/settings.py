@@ -18,7 +18,10 @@ from bus.model import Frozen
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 LogLevel = Literal["debug", "info", "warning", "error"]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Amount = Annotated[int, Field(strict=True, ge=0)]
+Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
+Flag = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 PRIVATE_NETWORKS = (
@@ -58,7 +61,7 @@ class GlobalSettings(Frozen):
         Path("/etc/honeypot/templates"), description="Your own template recipes, beside the shipped ones"
     )
     max_sessions: Count = Field(500, description="Live sessions at once; more wait in the kernel's backlog")
-    min_free_mib: Annotated[int, Field(ge=0)] = Field(
+    min_free_mib: Amount = Field(
         256, description="Free space to keep on state_dir's filesystem; sessions end rather than use it"
     )
 
@@ -66,9 +69,9 @@ class GlobalSettings(Frozen):
 class Capture(Frozen):
     """What is kept of a session beside its streams."""
 
-    pty: bool = Field(True, description="Keep a terminal transcript")
-    pcap: bool = Field(True, description="Keep the packets")
-    metadata: bool = Field(True, description="Keep decoded metadata")
+    pty: Flag = Field(True, description="Keep a terminal transcript")
+    pcap: Flag = Field(True, description="Keep the packets")
+    metadata: Flag = Field(True, description="Keep decoded metadata")
 
 
 class SessionLimits(Frozen):
@@ -76,9 +79,7 @@ class SessionLimits(Frozen):
 
     timeout_seconds: Count = Field(600, description="End a session after this long without a byte either way")
     max_bytes: Count = Field(67108864, description="End a session after this many bytes, both ways together")
-    lifetime_seconds: Annotated[int, Field(ge=0)] = Field(
-        3600, description="Keep a source's container this long after its last session"
-    )
+    lifetime_seconds: Amount = Field(3600, description="Keep a source's container this long after its last session")
 
 
 class Limits(Frozen):
@@ -96,8 +97,8 @@ class Limits(Frozen):
 class Pool(Frozen):
     """How many unused containers of the service's template stand ready."""
 
-    minimum: Annotated[int, Field(ge=0)] = Field(2, description="Containers ready even when nobody comes")
-    maximum: Annotated[int, Field(ge=0)] = Field(16, description="Containers ready at the most")
+    minimum: Amount = Field(2, description="Containers ready even when nobody comes")
+    maximum: Amount = Field(16, description="Containers ready at the most")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -109,20 +110,24 @@ class Pool(Frozen):
 class ContainerLimits(Frozen):
     """What one container may use of the host."""
 
-    memory_mib: Annotated[int, Field(ge=32)] = Field(512, description="Memory, files in it included, in MiB")
+    memory_mib: Annotated[int, Field(strict=True, ge=32)] = Field(
+        512, description="Memory, files in it included, in MiB"
+    )
     cpu_percent: Count = Field(50, description="Processor time, in percent of one processor")
-    pids: Annotated[int, Field(ge=16)] = Field(256, description="Processes and threads")
-    disk_mib: Annotated[int, Field(ge=8)] = Field(256, description="What may be written to its disk, in MiB")
+    pids: Annotated[int, Field(strict=True, ge=16)] = Field(256, description="Processes and threads")
+    disk_mib: Annotated[int, Field(strict=True, ge=8)] = Field(
+        256, description="What may be written to its disk, in MiB"
+    )
 
 
 class Service(Frozen):
     """`[[service]]`: one port and the template that answers on it."""
 
     name: Name = Field(description="The service's name in records and logs")
-    port: Annotated[int, Field(ge=1, le=65535)] = Field(description="The port attackers connect to")
+    port: Port = Field(description="The port attackers connect to")
     protocol: Literal["tcp"] = Field("tcp", description="The transport: tcp")
     container_template: Name = Field(description="The template whose containers answer")
-    container_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+    container_port: Port | None = Field(
         None, description="The port in the container (default: the same if it answers, else its first)"
     )
     capture: Capture = Field(Capture(), description="What is kept beside the streams")
@@ -147,7 +152,7 @@ class WebuiSettings(Frozen):
         min_length=1,
         description='"lan" (loopback and this host\'s private addresses) or a list of addresses',
     )
-    port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="The page's port")
+    port: Port = Field(8000, description="The page's port")
     allow: tuple[Network, ...] = Field(
         tuple(IPv6Network(n) if ":" in n else IPv4Network(n) for n in PRIVATE_NETWORKS),
         description="Networks whose clients are answered; all must be private",

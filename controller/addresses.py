@@ -1,16 +1,18 @@
 """What a person may try once everything is up: a line for each service, and the dashboard's addresses.
 
-Pure but for asking the host for its addresses. Called by `cli_up.py`.
+Reads the host's addresses and the templates' records; changes nothing. Called by `cli_up.py`.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import json
 import socket
 from collections.abc import Iterator
 
 import psutil
 
+from bus.layout import Layout
 from bus.settings import PRIVATE_NETWORKS, Address, Config, Service
 
 _KNOWN = {"ssh": "ssh -p {port} root@{host}", "http": "curl http://{bracketed}:{port}/"}
@@ -22,7 +24,9 @@ def lines(config: Config) -> Iterator[str]:
         yield "no service is configured: add a [[service]] and do: honeypot reload"
     host = _reachable(config.global_.bind_address)
     for service in config.service:
-        yield f"{service.name:<12} {attempt(service, host)}"
+        line = f"{service.name:<12} {attempt(service, host)}"
+        password = root_password(config, service) if "ssh" in line else None
+        yield f"{line}   (password: {password})" if password else line
     for address in dashboard(config):
         yield f"{'dashboard':<12} http://{_bracketed(address)}:{config.webui.port}/"
 
@@ -33,6 +37,16 @@ def attempt(service: Service, host: str) -> str:
         if word in service.container_template or word in service.name:
             return command.format(port=service.port, host=host, bracketed=_bracketed(host))
     return f"nc {host} {service.port}"
+
+
+def root_password(config: Config, service: Service) -> str | None:
+    """Give the password that a service's template lets root in with, if it is a built one's."""
+    file = Layout.of(config.global_).templates / service.container_template / "template.json"
+    try:
+        users = json.loads(file.read_text())["recipe"]["users"]
+        return next((str(user["password"]) for user in users if user["name"] == "root" and user["password"]), None)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def dashboard(config: Config) -> list[str]:
