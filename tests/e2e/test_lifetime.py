@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
+import sys
 import tarfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,7 +74,7 @@ def still_there(namespaces: set[str]) -> set[str]:
 
 def test_after_its_lifetime_a_container_is_gone_and_its_harvest_holds_the_file(fresh: World) -> None:
     """The file an attacker left is in the stored harvest; the container's cgroups and mounts are gone."""
-    fresh.configure(lifetime_s=2)
+    fresh.configure(lifetime_s=4)
     fresh.up()
     attacker = fresh.attacker("198.51.100.7")
     assert (
@@ -81,10 +83,14 @@ def test_after_its_lifetime_a_container_is_gone_and_its_harvest_holds_the_file(f
     )
     (session,) = fresh.stored(1)
     container = session["container"]["id"]
+    leader = next(c["leader_pid"] for c in fresh.ask("containers") if c["container"]["id"] == container)
+    namespaces = _namespaces(leader) - _namespaces(os.getpid())
+    assert len(namespaces) > 6
     wait_for(lambda: container not in str(fresh.ask("containers")), "the container to end")
     assert not (fresh.root / "state" / "containers" / container).exists()
     assert container not in Path("/proc/self/mounts").read_text()
     assert not list(Path("/sys/fs/cgroup").rglob(f"*{container}*"))
+    assert not still_there(namespaces)
 
     def harvested() -> Any:
         done = fresh.honeypot("bus", "call", "storage", "storage.container", f'{{"container": "{container}"}}')
@@ -126,4 +132,24 @@ def test_down_leaves_nothing(fresh: World) -> None:
     (session,) = fresh.stored(1)
     assert session["end_reason"] == "shutdown"
     fresh.down()
+    assert footprint(fresh) == before
+
+
+def test_ctrl_c_in_the_foreground_leaves_nothing(fresh: World) -> None:
+    """`up` prints what to try and follows the log as text; an interrupt is a `down`."""
+    before = footprint(fresh)
+    command = [sys.executable, "-P", "-m", "controller.cli", "up", "--config", str(fresh.config)]
+    with subprocess.Popen(
+        fresh.sensor.argv(*command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout
+        said = list(iter(running.stdout.readline, "Ctrl-C stops it.\n"))
+        assert any("ssh -p 22 root@" in line and PASSWORD in line for line in said), said
+        assert any("http://127.0.0.1:8000/" in line for line in said), said
+        line = running.stdout.readline()
+        assert "controller is up" in line
+        assert not line.startswith("{")
+        running.send_signal(signal.SIGINT)
+        assert "the honeypot is down" in running.stdout.read()
+    assert running.returncode == 0
     assert footprint(fresh) == before

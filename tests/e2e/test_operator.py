@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import tomllib
 from pathlib import Path
@@ -109,6 +111,14 @@ def test_the_log_level_is_obeyed_and_changed_by_a_reload(running: World) -> None
     assert running.attacker("198.51.100.30").ssh("true", password=PASSWORD).returncode == 0
     running.stored(1, source="198.51.100.30")
     assert '"level": "debug"' not in log.read_text()[said:]
+
+
+def test_a_hang_up_signal_reloads(running: World) -> None:
+    """SIGHUP to the controller applies a changed file, as `reload` does."""
+    before = running.ask("status")["configuration"]
+    running.config.write_text(running.config.read_text().replace("lifetime_seconds = 3600", "lifetime_seconds = 1800"))
+    os.kill(running.manager_pid("controller"), signal.SIGHUP)
+    wait_for(lambda: running.ask("status")["configuration"] != before, "another configuration in force")
 
 
 @pytest.mark.parametrize("path", ["/api/v1/sessions/../../etc/passwd", "/api/v1/sessions/%2e%2e", "/static/../api.py"])

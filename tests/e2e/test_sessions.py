@@ -92,6 +92,20 @@ def test_the_same_address_finds_its_files_and_another_does_not(running: World) -
     assert mine[0]["container"]["id"] != other[0]["container"]["id"]
 
 
+def test_services_of_one_template_share_a_sources_container(fresh: World) -> None:
+    """What an attacker leaves by one port he finds by another, and a connection from the sensor itself works too."""
+    second = '[[service]]\nname = "second-ssh"\nport = 2022\ncontainer_template = "ssh-template"\n'
+    fresh.config.write_text(fresh.config.read_text() + second)
+    fresh.up()
+    attacker = fresh.attacker("198.51.100.7")
+    assert attacker.ssh("echo one > /root/one", password=PASSWORD).returncode == 0
+    assert attacker.ssh("cat /root/one", password=PASSWORD, port=2022).stdout == b"one\n"
+    assert len({session["container"]["id"] for session in fresh.stored(2)}) == 1
+    seen = fresh.sensor.ssh("echo $SSH_CLIENT", password=PASSWORD, target="127.0.0.1").stdout.decode()
+    assert seen.startswith("192.168."), seen
+    assert fresh.stored(1, source="127.0.0.1")[0]["source"]["address"] == "127.0.0.1"
+
+
 def test_half_close_passes_through(running: World) -> None:
     """A client that has finished sending still gets its answer."""
     attacker = running.attacker("198.51.100.60")

@@ -92,25 +92,20 @@ class Host:
         )
 
     def ssh(
-        self, *command: str, password: str = "", source: str = "", target: str = SENSOR_V4, timeout_s: float = 60
+        self,
+        *command: str,
+        password: str = "",
+        source: str = "",
+        target: str = SENSOR_V4,
+        port: int = 22,
+        timeout_s: float = 60,
     ) -> subprocess.CompletedProcess[bytes]:
         """Log in with OpenSSH's client and run a command."""
         options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=40"]
         flags = [flag for option in options for flag in ("-o", option)]
-        bind = ["-b", source] if source else []
-        return self.run(
-            "sshpass",
-            "-p",
-            password,
-            "ssh",
-            "-F",
-            "none",
-            *flags,
-            *bind,
-            f"root@{target}",
-            *command,
-            timeout_s=timeout_s,
-        )
+        flags += ["-p", str(port), *(["-b", source] if source else [])]
+        login = ["sshpass", "-p", password, "ssh", "-F", "none", *flags, f"root@{target}"]
+        return self.run(*login, *command, timeout_s=timeout_s)
 
 
 class World:
