@@ -22,6 +22,7 @@ from containerd.procfs import mounts, read
 from containerd.spec import Limits
 
 _PERIOD_US = 100_000
+_PASSABLE = 0o755  # whatever our umask
 _RELEASE_TIMEOUT_S = 5.0
 _RELEASE_POLL_MS = 2
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -191,6 +192,9 @@ def _make(directory: Path, *, delegated: bool) -> None:
             if delegated:
                 _delegate(directory.parent)
             directory.mkdir()
+            # Kernels before 6.15 walk here with the container's rights when nspawn mounts its view of the hierarchy.
+            for place in (directory.parent, directory):
+                place.chmod(_PASSABLE)
         except FileNotFoundError:
             continue
         return

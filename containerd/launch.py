@@ -18,7 +18,6 @@ from pathlib import Path
 from bus.model import Frozen, now
 from containerd import procfs, profile
 from containerd.cgroup import Group
-from containerd.commands import last_line
 from containerd.errors import NotReady
 from containerd.spec import Spec
 from containerd.uidrange import SIZE
@@ -27,6 +26,7 @@ _DAY_S = 86400
 # Process numbers of a freshly started Debian go on from about here.
 _LAST_PID = 612
 _POLL_S = 0.0005
+_SAID_MOST = 500
 _NOISE = "Attempted to remove disk file system"  # where the host's /run is not a tmpfs
 # Python ignores some signals, which every process of the container would inherit.
 _SIGNALS = (
@@ -180,10 +180,10 @@ def await_init(leader: int, pidfd: int, log: Path, deadline_s: float) -> None:
 
 
 def ended(log: Path) -> NotReady:
-    """Give the error that says with what words nspawn ended."""
-    said = [line for line in (procfs.read(log) or "").splitlines() if _NOISE not in line]
+    """Give the error that says with what words nspawn ended, in one line: the cause stands before the last."""
+    said = [line.strip() for line in (procfs.read(log) or "").splitlines() if line.strip() and _NOISE not in line]
     words = [line for line in said if line.startswith("stage1:")] or said
-    return NotReady(f"the container ended: {last_line(chr(10).join(words)) or 'it said nothing'}")
+    return NotReady(f"the container ended: {'; '.join(words)[:_SAID_MOST] or 'it said nothing'}")
 
 
 def _wait(pidfd: int, log: Path, deadline_s: float) -> None:
