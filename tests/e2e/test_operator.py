@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +15,7 @@ from bus.catalogue import COMMANDS
 from tests.e2e.tap import stream
 from tests.e2e.test_sessions import PASSWORD
 from tests.e2e.world import SENSOR_V4, World, wait_for
-
-USERS_SAMPLE = """
-[global]
-bind_address = "0.0.0.0"
-log_level = "debug"
-log_dir = "/var/lib/honeypot/logs" # Or default to /var/log/honeypot
-max_sessions = 500
-
-[[service]]
-name = "fake-ssh"
-port = 22
-protocol = "tcp"
-container_template = "ssh-template" # A nspawn-ready image
-capture = { pty = true, pcap = true, metadata = true }
-session = { timeout_seconds = 600, max_bytes = 10485760 }
-
-[[service]]
-name = "fake-http"
-port = 80
-protocol = "tcp"
-container_template = "http-template"
-capture = { pty = false, pcap = true, metadata = true }
-"""
+from tests.unit.test_config import SAMPLE
 
 
 def get(world: World, path: str) -> bytes:
@@ -50,9 +27,8 @@ def get(world: World, path: str) -> bytes:
 
 def test_the_users_sample_loads_and_does_what_it_says(fresh: World) -> None:
     """The sample as it was given, under this world's directories, serves ssh on 22 and http on 80."""
-    assert tomllib.loads(USERS_SAMPLE)
     places = f'[global]\nstate_dir = "{fresh.root}/state"\nrun_dir = "{fresh.root}/run"\n'
-    here = USERS_SAMPLE.replace("/var/lib/honeypot/logs", f"{fresh.root}/log").replace("[global]\n", places)
+    here = SAMPLE.replace("/var/lib/honeypot/logs", f"{fresh.root}/log").replace("[global]\n", places)
     fresh.config.write_text(here)
     assert fresh.honeypot("config", "check", str(fresh.config)).returncode == 0
     fresh.up()
