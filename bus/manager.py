@@ -35,6 +35,7 @@ from bus.rpc import Handler, Server, call
 from bus.settings import GlobalSettings
 
 R = TypeVar("R", bound=Frozen)
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +57,7 @@ class Node:
         """Publish an event."""
         self._publisher.emit(event)
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Run a named task for the manager's life; its failure ends the manager."""
         return self._tasks.create_task(work, name=name)
 

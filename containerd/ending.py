@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from containerd import cgroup, launch, procfs, tree, uidrange
@@ -89,16 +90,19 @@ def list_ids(roots: Roots) -> list[str]:
     return sorted(e.name for e in os.scandir(roots.containers) if e.is_dir() and not e.name.startswith("."))
 
 
-def sweep(roots: Roots, *, everything: bool = False) -> list[str]:
-    """Erase all that is dead or half made (or everything) of an instance, even without a directory; give the ids."""
+def sweep(roots: Roots, *, everything: bool = False, keep: Collection[str] = ()) -> list[str]:
+    """Erase all of an instance that is dead or half made (or everything), even without a directory; give the ids.
+
+    Those in `keep` are left for who still has to harvest them.
+    """
     swept = []
-    for container in sorted({*list_ids(roots), *cgroup.list_groups(roots.instance)}):
+    for container in sorted({*list_ids(roots), *cgroup.list_groups(roots.instance)} - set(keep)):
         record = None if everything else read_record(roots.directory(container))
         if record is not None and record.ready and record.is_alive:
             continue
         erase(roots, container)
         swept.append(container)
-    for link in (roots.containers / ".ranges").glob("*"):
-        if not roots.directory(str(link.readlink())).is_dir():
+    for link, owner in uidrange.claims(roots.containers):
+        if not roots.directory(owner).is_dir():
             link.unlink(missing_ok=True)
     return swept

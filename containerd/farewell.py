@@ -6,6 +6,7 @@ HARVEST/<container id>/upper.tar        everything created or changed
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 
@@ -20,11 +21,22 @@ from containerd.spec import Roots
 
 log = logging.getLogger(__name__)
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-def farewell(roots: Roots, container: str, harvests: Path, sensor: str, assignment: Assignment | None) -> bool:
+
+def farewell(  # noqa: PLR0913 - what a record is made of
+    roots: Roots,
+    container: str,
+    harvests: Path,
+    sensor: str,
+    assignment: Assignment | None,
+    *,
+    patient: bool,
+) -> bool:
     """End a container, alive, dead or half made; say whether there was something to harvest.
 
-    A harvest that can't be written (a full disk) is said in the record, and the container ends all the same.
+    On a full disk the patient keep what is left of the container and get `ContainerError`, to try again when there is
+    room. Any other harvest that can't be written is said in the record, and the container ends all the same.
     """
     record = read_record(roots.directory(container))
     if assignment is None or record is None:
@@ -36,6 +48,8 @@ def farewell(roots: Roots, container: str, harvests: Path, sensor: str, assignme
         place.mkdir(mode=0o770, exist_ok=True)
         harvest = erase(roots, container, place / "upper.tar")
     except OSError as error:
+        if patient and error.errno in _FULL:
+            raise ContainerError(f"its harvest waits for room in {harvests}") from error
         problem = f"{error.strerror}"
         log.exception("not harvested: %s", problem, extra={"container": container})
         (place / "upper.tar").unlink(missing_ok=True)

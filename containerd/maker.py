@@ -23,7 +23,7 @@ class Maker:
     def __init__(
         self,
         make: Callable[[str], Awaitable[Member]],
-        discard: Callable[[Member], None],
+        discard: Callable[[Member], object],
         refused: Callable[[str, HoneypotError], None],
         slots: int,
     ) -> None:

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from typing import Any, TypeVar
 
@@ -47,6 +47,7 @@ from containerd.farewell import farewell
 from containerd.maker import Maker
 from containerd.members import Assignment, Member, read_assignment
 from containerd.network import Endpoint
+from containerd.pool import backoff_s
 from containerd.templates import discard_unused
 from containerd.wanted import Wanted
 
@@ -68,10 +69,10 @@ class Containers:
         self._owned: dict[Key, asyncio.Task[Member]] = {}
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="container")
         slots = max(2, os.cpu_count() or 2)
-        self._maker = Maker(self._make, self._discard, self._refused, slots)
+        self._maker = Maker(self._make, self._leave, self._refused, slots)
         self._counts = {"created": 0, "refused": 0, "destroyed": 0, "assigned": 0}
         self._creation_ms = 0.0
-        self._draining = False
+        self._draining = asyncio.Event()
 
     # --- what the bus asks --------------------------------------------------------------------------------------------
 
@@ -91,7 +92,7 @@ class Containers:
             for member in self._maker.ready:
                 if not wanted.fits(member.container):
                     self._maker.remove(member)
-                    self._discard(member)
+                    self._leave(member)
             self._maker.set_targets(wanted.targets)
         return None
 
@@ -120,7 +121,7 @@ class Containers:
         )
 
     async def _set_pool(self, command: SetPool) -> Done:
-        if not self._draining:
+        if not self._draining.is_set():
             self._maker.set_targets({**self._wanted.targets, **command.targets})
         return Done()
 
@@ -130,7 +131,7 @@ class Containers:
                 raise Refused("not_found", f"no container {command.container}")
             await asyncio.wait([self._leave(self._members[command.container])])
             return Done()
-        self._draining = True
+        self._draining.set()
         self._maker.set_targets({})
         await self._maker.stop()
         leaving = [self._leave(member) for member in list(self._members.values())]
@@ -169,7 +170,7 @@ class Containers:
 
     async def _owner_of(self, request: AttachRequest) -> Member:
         """Find or assign the container of a source; sessions of one source that come at once share the answer."""
-        if self._draining:
+        if self._draining.is_set():
             raise Refused("draining", "containers are being destroyed")
         key = (request.service.container_template, request.identity.source.address)
         if key not in self._owned:
@@ -206,12 +207,16 @@ class Containers:
         """Adopt what lives, harvest what died in an attacker's hands, clear the rest."""
         now, roots = asyncio.get_running_loop().time(), self._wanted.roots
         await self._run(container.prepare, roots)
+        buried: set[str] = set()
         for name in container.list_ids(roots):
             found = await self._run(container.load, roots.directory(name))
+            assignment = read_assignment(roots.directory(name))
             if found is None:
-                await self._run(self._farewell, name, read_assignment(roots.directory(name)))
+                if assignment:
+                    buried.add(name)
+                    self._node.spawn(self._bury(name, assignment), f"bury-{name}")
                 continue
-            member = Member(found, read_assignment(found.directory))
+            member = Member(found, assignment)
             self._watch(member)
             if member.assignment:
                 self._owned[member.facts.template, member.assignment.source] = _known(member)
@@ -219,9 +224,9 @@ class Containers:
             elif self._wanted.fits(found):
                 self._maker.add(member)
             else:
-                self._discard(member)
+                self._leave(member)
             log.info("adopted", extra={"container": name, "template": member.facts.template})
-        await self._run(container.sweep, roots)
+        await self._run(functools.partial(container.sweep, roots, keep=buried))
         images = {member.facts.image for member in self._members.values()}
         for old in await self._run(discard_unused, self._node.layout.templates, images):
             log.info("removed the replaced template %s", old)
@@ -259,10 +264,6 @@ class Containers:
 
         loop.add_reader(member.container.pidfd, ended)
 
-    def _discard(self, member: Member) -> None:
-        """End a container nobody waits for."""
-        self._leave(member)
-
     def _leave(self, member: Member) -> asyncio.Task[None]:
         """Begin a container's end, once; its source gets another one from here on."""
         if member.leaving is None:
@@ -273,22 +274,30 @@ class Containers:
 
     async def _end(self, member: Member) -> None:
         name = member.facts.id
-        try:
-            harvested = await self._run(self._farewell, name, member.assignment)
-        except (HoneypotError, OSError) as error:
-            log.error("not destroyed: %s; tried again at the next start", error, extra={"container": name})
-            return
-        finally:
-            asyncio.get_running_loop().remove_reader(member.container.pidfd)
-            member.container.close()
-            self._members.pop(name, None)
+        harvested = await self._bury(name, member.assignment)
+        asyncio.get_running_loop().remove_reader(member.container.pidfd)
+        member.container.close()
+        self._members.pop(name, None)
         self._counts["destroyed"] += 1
         self._node.emit(ContainerDestroyed(container=member.facts, harvested=harvested))
         log.info("destroyed", extra={"container": name, "template": member.facts.template})
 
-    def _farewell(self, name: str, assignment: Assignment | None) -> bool:
-        layout = self._node.layout
-        return farewell(self._wanted.roots, name, layout.harvest, self._wanted.sensor, assignment)
+    async def _bury(self, name: str, assignment: Assignment | None) -> bool:
+        """End a container however often it takes; say whether it was harvested. A drain is not patient."""
+        layout, failures = self._node.layout, 0
+        while True:
+            last = self._draining.is_set()
+            work = functools.partial(farewell, patient=not last)
+            try:
+                return await self._run(work, self._wanted.roots, name, layout.harvest, self._wanted.sensor, assignment)
+            except (HoneypotError, OSError) as error:
+                log.error("not destroyed yet: %s", error, extra={"container": name})
+                if last:
+                    return False
+            failures += 1
+            with suppress(TimeoutError):
+                async with asyncio.timeout(backoff_s(failures)):
+                    await self._draining.wait()
 
     def _refused(self, template: str, error: HoneypotError) -> None:
         self._counts["refused"] += 1

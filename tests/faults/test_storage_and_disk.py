@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 from xmlrpc.client import ServerProxy
 
+import pytest
 from supervisor.xmlrpc import SupervisorTransport
 
 from tests.e2e.tap import stream
@@ -65,6 +67,43 @@ def test_a_full_spool_ends_sessions_with_a_reason_and_service_resumes(fresh: Wor
     finally:
         fresh.honeypot("down")
         subprocess.run(["umount", "-l", str(spool)], check=False)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_harvest_waits_for_room(fresh: World, killed: bool) -> None:
+    """A container whose harvest finds no room is kept until there is some, also across containerd's death."""
+    fresh.configure(lifetime_s=1, min_free_mib=1)
+    harvest = fresh.root / "state" / "harvest"
+    harvest.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=2770", "tmpfs", str(harvest)], check=True)
+    try:
+        fresh.up()
+        (harvest / "filler").write_bytes(bytes(2 << 20))
+        attacker = fresh.attacker("198.51.100.7")
+        assert attacker.ssh("head -c 300000 /dev/urandom > /root/loot; sha256sum /root/loot", password=PASSWORD).stdout
+        (session,) = fresh.stored(1)
+        container = session["container"]["id"]
+        log = fresh.root / "log" / "containerd.log"
+        wait_for(lambda: "waits for room" in log.read_text(), "containerd to find no room")
+        if killed:
+            before = fresh.manager_pid("containerd")
+            fresh.kill(before)
+            wait_for(lambda: fresh.manager_pid("containerd") not in (0, before), "containerd to be restarted")
+        assert fresh.honeypot(
+            "bus", "call", "storage", "storage.container", json.dumps({"container": container})
+        ).returncode
+        (harvest / "filler").unlink()
+
+        def harvested() -> Any:
+            done = fresh.honeypot("bus", "call", "storage", "storage.container", json.dumps({"container": container}))
+            return json.loads(done.stdout) if done.returncode == 0 else None
+
+        record = wait_for(harvested, "the harvest in storage", 60)
+        assert record["harvest"]["size_bytes"] > 300000
+        wait_for(lambda: not (fresh.root / "state" / "containers" / container).exists(), "the container to be gone")
+    finally:
+        fresh.honeypot("down")
+        subprocess.run(["umount", "-l", str(harvest)], check=False)
 
 
 def fill_and_empty(world: World, attacker: Host, spool: Path) -> None:
