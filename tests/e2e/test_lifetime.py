@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import tarfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bus.process import mark
 from tests.e2e.test_sessions import PASSWORD
 from tests.e2e.world import World, processes, wait_for
 
@@ -66,10 +69,26 @@ def _namespaces(pid: int) -> set[str]:
         return set()
 
 
-def still_there(namespaces: set[str]) -> set[str]:
-    """Give those of some namespaces that any process is in or any mount holds."""
-    used = {name for pid, _ in processes() for name in _namespaces(pid)}
-    return {name for name in namespaces if name in used or name in _read("/proc/self/mountinfo")}
+def uptime_ticks() -> int:
+    """Give the time since boot in the ticks that processes' starts are counted in."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+
+
+def still_there(namespaces: set[str], seen_ticks: int) -> set[str]:
+    """Give those of some namespaces that a process is in which was there when they were seen.
+
+    A freed namespace's number is given to the next one, so a later process in it is somebody else's.
+    """
+    old = [pid for pid, _ in processes() if _started(pid) <= seen_ticks]
+    used = {name for pid in old for name in _namespaces(pid)}
+    return namespaces & used
+
+
+def _started(pid: int) -> float:
+    try:
+        return mark(pid).start_ticks
+    except ProcessLookupError:
+        return math.inf
 
 
 def test_after_its_lifetime_a_container_is_gone_and_its_harvest_holds_the_file(fresh: World) -> None:
@@ -84,13 +103,13 @@ def test_after_its_lifetime_a_container_is_gone_and_its_harvest_holds_the_file(f
     (session,) = fresh.stored(1)
     container = session["container"]["id"]
     leader = next(c["leader_pid"] for c in fresh.ask("containers") if c["container"]["id"] == container)
-    namespaces = _namespaces(leader) - _namespaces(os.getpid())
+    namespaces, seen_ticks = _namespaces(leader) - _namespaces(os.getpid()), uptime_ticks()
     assert len(namespaces) > 6
     wait_for(lambda: container not in str(fresh.ask("containers")), "the container to end")
     assert not (fresh.root / "state" / "containers" / container).exists()
     assert container not in Path("/proc/self/mounts").read_text()
     assert not list(Path("/sys/fs/cgroup").rglob(f"*{container}*"))
-    assert not still_there(namespaces)
+    assert not still_there(namespaces, seen_ticks)
 
     def harvested() -> Any:
         done = fresh.honeypot("bus", "call", "storage", "storage.container", f'{{"container": "{container}"}}')
@@ -122,12 +141,12 @@ def test_down_leaves_nothing(fresh: World) -> None:
     )  # fmt: skip
     assert open_session.stdout
     assert open_session.stdout.readline() == b"in\n"
-    during = footprint(fresh)
+    during, seen_ticks = footprint(fresh), uptime_ticks()
     assert min(map(len, asdict(during).values())) > 0, during
     fresh.down()
     open_session.communicate(timeout=10)
     assert footprint(fresh) == before
-    assert not still_there(during.namespaces - _namespaces(os.getpid()) - fresh.namespaces())
+    assert not still_there(during.namespaces - fresh.namespaces(), seen_ticks)
     fresh.up()
     (session,) = fresh.stored(1)
     assert session["end_reason"] == "shutdown"
