@@ -1,4 +1,4 @@
-"""`honeypot template list|build|check`: runs containerd's builder as a process; lists what lies on disk."""
+"""`honeypot template list|build|check`: runs containerd's own programs as processes; lists what lies on disk."""
 
 from __future__ import annotations
 
@@ -81,14 +81,15 @@ def build(file: Path | None, names: tuple[str, ...]) -> None:
         raise Trouble("building a template needs root", "run it with sudo")
     wanted = list(names or dict.fromkeys(service.container_template for service in config.service))
     if wanted:
-        _run([*wanted, "--templates", str(layout.templates), "--recipes", str(config.global_.recipe_dir)])
+        places = ["--templates", str(layout.templates), "--recipes", str(config.global_.recipe_dir)]
+        _run("containerd.build", [*wanted, *places])
 
 
 @template.command()
 @config_option
 @click.argument("names", nargs=-1)
 def check(file: Path | None, names: tuple[str, ...]) -> None:
-    """Say which templates (default: those the configuration uses) are not built; exit status 1 if one is not."""
+    """Try templates (default: those the configuration uses): start a container, confirm every guard. Needs root."""
     config, layout = _load(file)
     wanted = list(names or dict.fromkeys(service.container_template for service in config.service))
     missing = [name for name in wanted if name not in built(layout.templates)]
@@ -98,11 +99,15 @@ def check(file: Path | None, names: tuple[str, ...]) -> None:
         raise Trouble(f"there is no recipe for {', '.join(unknown)}", f"recipes are: {there}")
     if missing:
         raise Trouble(f"not built: {', '.join(missing)}", f"build them: honeypot template build {' '.join(missing)}")
-    click.echo(f"built: {', '.join(wanted) or 'none is used'}")
+    if os.geteuid() != 0:
+        raise Trouble("starting a container needs root", "run it with sudo")
+    places = ["--state", str(layout.state_dir), "--templates", str(layout.templates)]
+    for name in wanted:
+        _run("containerd.canary", [name, *places])
 
 
-def _run(arguments: list[str]) -> None:
-    """Run the builder; its own lines and progress bar are the output."""
-    done = subprocess.run([sys.executable, "-P", "-m", "containerd.build", *arguments], check=False)
+def _run(program: str, arguments: list[str]) -> None:
+    """Run one of containerd's programs; its own lines and progress bar are the output."""
+    done = subprocess.run([sys.executable, "-P", "-m", program, *arguments], check=False)
     if done.returncode:
         raise SystemExit(1)

@@ -144,3 +144,13 @@ def test_the_run_directory_is_closed_to_others(running: World) -> None:
         str(Path(running.root / "run" / "storage")),
     ]
     assert subprocess.run(nobody, capture_output=True, check=False).returncode != 0
+
+
+def test_a_template_is_checked_beside_a_running_honeypot_and_nothing_is_left(running: World) -> None:
+    """`template check` starts a container, confirms its guards, and ends it."""
+    done = running.honeypot("template", "check", "ssh-template")
+    assert done.returncode == 0, done.stderr
+    assert "answers on tcp 22" in done.stdout
+    assert "system calls" in done.stdout
+    assert list((running.root / "state").glob("canary-*")) == []
+    assert list(Path("/sys/fs/cgroup/").glob("*/honeypot-canary-*")) == []
