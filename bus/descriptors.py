@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import logging
 import os
 import socket
 import stat
@@ -20,6 +21,8 @@ from bus.errors import PeerDown, PeerNonsense
 
 if TYPE_CHECKING:
     import asyncio
+
+log = logging.getLogger(__name__)
 
 MESSAGE_MAX = 131072
 FDS_MAX = 16
@@ -154,10 +157,17 @@ async def serve(server: socket.socket, converse: Conversation) -> None:
                 task = asyncio.create_task(_one(connection), name="descriptor-conversation")
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
+                task.add_done_callback(_complain)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _complain(task: asyncio.Task[None]) -> None:
+    """Log a conversation that failed; the door stays open for others."""
+    if not task.cancelled() and (error := task.exception()):
+        log.error("a conversation at a door failed", exc_info=error)
 
 
 async def request(

@@ -3,7 +3,7 @@
 Request:  id, command name, deadline (ns since 1970, big-endian u64), msgpack of the command.
 Reply:    id, b"ok" | b"error", msgpack of the reply or of [code, message].
 A request is repeated with its id until its deadline, so a restarted peer still gets it; a server remembers
-recent ids, so a repeated request is answered, not done twice.
+ids until their deadline, so a repeated request is answered, not done twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import secrets
 import socket
 import struct
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +33,6 @@ log = logging.getLogger(__name__)
 
 _DEADLINE = struct.Struct(">Q")
 _REPEAT_S = 1.0
-_REMEMBERED = 4096
 _PARTS = 4
 
 
@@ -107,7 +105,7 @@ class Server:
     def __init__(self, path: Path, handlers: Mapping[type[Command[Any]], Handler]) -> None:
         self._path = path
         self._handlers = {command.name: handler for command, handler in handlers.items()}
-        self._recent: OrderedDict[bytes, asyncio.Task[list[bytes]]] = OrderedDict()
+        self._recent: dict[bytes, tuple[float, asyncio.Task[list[bytes]]]] = {}  # until when, and the answer
         self._sending: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
@@ -128,18 +126,17 @@ class Server:
     async def _answer(self, sock: zmq.asyncio.Socket, peer: bytes, frames: list[bytes]) -> None:
         request = frames[0]
         if request not in self._recent:
-            self._recent[request] = asyncio.create_task(self._do(*frames), name=f"do-{frames[1]!r}")
             self._forget()
-        answer = await asyncio.shield(self._recent[request])
+            work = asyncio.create_task(self._do(*frames), name=f"do-{frames[1]!r}")
+            self._recent[request] = (_until(frames[2]), work)
+        answer = await asyncio.shield(self._recent[request][1])
         await sock.send_multipart([peer, request, *answer])
 
     def _forget(self) -> None:
-        """Drop the oldest answered requests."""
-        while len(self._recent) > _REMEMBERED:
-            oldest, task = next(iter(self._recent.items()))
-            if not task.done():
-                return
-            del self._recent[oldest]
+        """Drop answers whose deadline has passed: nobody repeats those requests any more."""
+        now = time.time()
+        for request in [r for r, (until, work) in self._recent.items() if until < now and work.done()]:
+            del self._recent[request]
 
     async def _do(self, _: bytes, name: bytes, deadline: bytes, payload: bytes) -> list[bytes]:
         """Run the handler within the deadline; whatever goes wrong is an error reply."""
@@ -163,6 +160,11 @@ class Server:
         if text not in self._handlers:
             raise Refused("unknown_command", f"{text} is not a command answered here")
         return self._handlers[text], COMMANDS[text].unpack(payload)
+
+
+def _until(deadline: bytes) -> float:
+    """Tell until when a request may be repeated, in seconds since 1970; one without a deadline may not."""
+    return _DEADLINE.unpack(deadline)[0] / 1e9 if len(deadline) == _DEADLINE.size else 0.0
 
 
 def _error(code: str, message: str) -> list[bytes]:

@@ -42,7 +42,7 @@ from bus.rpc import Handler
 from containerd import container, guards
 from containerd.appearance import Address, shown_source
 from containerd.attach import Answer, converse
-from containerd.errors import GuardMissing
+from containerd.errors import ContainerError, GuardMissing
 from containerd.farewell import farewell
 from containerd.maker import Maker
 from containerd.members import Assignment, Member, read_assignment
@@ -56,6 +56,7 @@ Key = tuple[str, str]  # template, source address
 log = logging.getLogger(__name__)
 
 _NEVER_ENTERED_S = 60.0  # how long a container waits for an attacker who left before he got in
+_COME_BACK_S = 30.0  # how long an adopted one at least waits for its relays to attach again
 _TICK_S = 0.25
 
 
@@ -176,12 +177,13 @@ class Containers:
         if key not in self._owned:
             lifetime_s = request.service.session.lifetime_seconds
             self._owned[key] = asyncio.create_task(self._assign(key, lifetime_s), name=f"assign-{key}")
-        task = self._owned[key]
-        try:
-            return await asyncio.shield(task)
-        except HoneypotError:
-            self._owned.pop(key, None)
-            raise
+            self._owned[key].add_done_callback(functools.partial(self._forget_failure, key))
+        return await asyncio.shield(self._owned[key])
+
+    def _forget_failure(self, key: Key, task: asyncio.Task[Member]) -> None:
+        """Let a source try again after its assignment failed."""
+        if (task.cancelled() or task.exception()) and self._owned.get(key) is task:
+            del self._owned[key]
 
     async def _assign(self, key: Key, lifetime_s: float) -> Member:
         """Take a ready container whose guards are all in place, and give it to a source."""
@@ -194,8 +196,12 @@ class Containers:
                 self._refused(template, error)
                 self._leave(member)
                 continue
-            member.assign(source, lifetime_s)
-            member.expires_at = asyncio.get_running_loop().time() + min(lifetime_s, _NEVER_ENTERED_S)
+            try:
+                member.assign(source, lifetime_s)
+            except ContainerError:
+                self._maker.add(member)
+                raise
+            member.expires_at = asyncio.get_running_loop().time() + _NEVER_ENTERED_S
             self._counts["assigned"] += 1
             self._node.emit(ContainerAssigned(container=member.facts, source=source))
             log.info("assigned", extra={"container": member.facts.id, "template": template, "source": source})
@@ -220,7 +226,7 @@ class Containers:
             self._watch(member)
             if member.assignment:
                 self._owned[member.facts.template, member.assignment.source] = _known(member)
-                member.touch(now)
+                member.touch(now, _COME_BACK_S)
             elif self._wanted.fits(found):
                 self._maker.add(member)
             else:

@@ -44,7 +44,9 @@ class Wanted:
         return wanted is not None and wanted.model_copy(update={"id": container.id}) == container.spec
 
     def container_port(self, service: Service) -> int:
-        """Give the port that answers in the container."""
+        """Give the port that answers in the container; `ConfigError` if no service uses the template any more."""
+        if service.container_template not in self._specs:
+            raise ConfigError(f"no service uses the template {service.container_template}")
         recipe = self._specs[service.container_template].template.recipe
         return service.container_port or recipe.container_port(service.port)
 

@@ -125,7 +125,8 @@ def test_a_killed_manager_is_noticed_by_no_attacker(running: World, manager: str
 def test_a_killed_relay_ends_its_own_connection_only(running: World) -> None:
     """Its spool is sealed as torn, whole to the last frame; a neighbour types on."""
     hosts = running.attacker("198.51.100.90"), running.attacker("198.51.100.91")
-    with Typist(hosts[0]) as victim, Typist(hosts[1]) as neighbour:
+    crowd = [running.attacker(f"198.51.100.{n}") for n in (92, 93)]
+    with load(crowd) as failures, Typist(hosts[0]) as victim, Typist(hosts[1]) as neighbour:
         assert victim.type()
         assert neighbour.type()
         live = running.honeypot("bus", "call", "session", "session.live")
@@ -135,6 +136,7 @@ def test_a_killed_relay_ends_its_own_connection_only(running: World) -> None:
         assert not victim.type()
         assert neighbour.type()
         neighbour.end()
+    assert failures == []
     (torn,) = running.stored(1, source="198.51.100.90")
     assert torn["end_reason"] == "torn"
     inbound, outbound = stream(running.blob(torn["stream"]["sha256"]))
@@ -146,8 +148,11 @@ def test_a_killed_relay_ends_its_own_connection_only(running: World) -> None:
 def test_a_killed_supervisord_leaves_sessions_and_containers_to_be_adopted(fresh: World) -> None:
     """Managers end with it, relays and containers go on, and the next `up` adopts them."""
     fresh.up()
-    with Typist(fresh.attacker("198.51.100.7")) as typist:
+    others = [fresh.attacker(f"198.51.100.{n}") for n in (8, 9)]
+    with Typist(fresh.attacker("198.51.100.7")) as typist, Typist(others[0]) as second, Typist(others[1]) as third:
         assert typist.type()
+        assert second.type()
+        assert third.type()
         before = {c["container"]["id"] for c in fresh.ask("containers") if c["source"]}
         managers = [fresh.manager_pid(name) for name in MANAGERS]
         fresh.kill(fresh.supervisord_pid())
@@ -156,6 +161,27 @@ def test_a_killed_supervisord_leaves_sessions_and_containers_to_be_adopted(fresh
         fresh.up()
         assert typist.type()
         assert {c["container"]["id"] for c in fresh.ask("containers") if c["source"]} == before
+        for held in (typist, second, third):
+            assert held.type()
+            held.end()
+    assert {session["end_reason"] for session in fresh.stored(3)} == {"closed"}
+
+
+@pytest.mark.timeout(300)
+def test_a_short_lifetime_does_not_end_a_container_that_relays_come_back_to(fresh: World) -> None:
+    """With no lifetime at all, a container in use outlives containerd's death; once left, it goes."""
+    fresh.configure(lifetime_s=0)
+    fresh.up()
+    with Typist(fresh.attacker("198.51.100.7")) as typist:
+        assert typist.type()
+        (mine,) = [c for c in fresh.ask("containers") if c["source"]]
+        killed = fresh.manager_pid("containerd")
+        fresh.kill(killed)
+        wait_for(lambda: fresh.manager_pid("containerd") not in (0, killed), "containerd to be restarted", 60)
+        wait_for(lambda: healthy(fresh), "everything to be healthy again", 60)
+        again = wait_for(lambda: [c for c in fresh.ask("containers") if c["sessions"]], "the relay to come back")
+        assert [c["container"]["id"] for c in again] == [mine["container"]["id"]]
+        assert typist.type()
         typist.end()
-    (session,) = fresh.stored(1)
-    assert session["end_reason"] == "closed"
+    assert fresh.stored(1)[0]["end_reason"] == "closed"
+    wait_for(lambda: mine["container"]["id"] not in str(fresh.ask("containers")), "the container to end")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import ServerProxy
@@ -104,6 +105,29 @@ def test_a_harvest_waits_for_room(fresh: World, killed: bool) -> None:
     finally:
         fresh.honeypot("down")
         subprocess.run(["umount", "-l", str(harvest)], check=False)
+
+
+def test_a_source_is_served_again_once_its_container_can_be_written_down(fresh: World) -> None:
+    """Whose container it is must be on disk before anybody is let in; a failure is no lasting one."""
+    containers = fresh.root / "state" / "containers"
+    containers.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(containers)], check=True)
+    try:
+        fresh.up()
+        wait_for(
+            lambda: [c for c in fresh.ask("containers") if "ssh" in c["container"]["template"]], "a ready container"
+        )
+        attacker = fresh.attacker("198.51.100.7")
+        with suppress(OSError), (containers / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        assert attacker.ssh("echo ok", password=PASSWORD).stdout == b""
+        assert fresh.stored(1)[0]["end_reason"] == "no_container"
+        (containers / "filler").unlink()
+        assert attacker.ssh("echo ok", password=PASSWORD).stdout == b"ok\n"
+    finally:
+        fresh.honeypot("down")
+        subprocess.run(["umount", "-l", str(containers)], check=False)
 
 
 def fill_and_empty(world: World, attacker: Host, spool: Path) -> None:

@@ -144,6 +144,23 @@ def test_a_repeated_request_is_answered_but_done_once(layout: Layout) -> None:
     assert done == [1]
 
 
+def test_an_answer_is_forgotten_once_nobody_can_repeat_its_request(layout: Layout) -> None:
+    server = Server(layout.requests("storage"), {Ping: healthy})
+
+    async def scenario() -> int:
+        task = asyncio.create_task(server.serve())
+        for _ in range(20):
+            await call(layout, "storage", Ping(), timeout_s=0.5)
+        assert len(server._recent) > 1
+        await asyncio.wait([asyncio.create_task(asyncio.Event().wait())], timeout=0.6)  # past every deadline
+        await call(layout, "storage", Ping())
+        task.cancel()
+        await asyncio.wait([task])
+        return len(server._recent)
+
+    assert asyncio.run(scenario()) == 1
+
+
 @pytest.mark.parametrize("frames", [[b"x"], [b"", b"", b"", b""], [b"i", b"ping", b"short", b"\xc1"], [b"i"] * 9])
 def test_a_malformed_request_leaves_the_server_working(layout: Layout, frames: list[bytes]) -> None:
     async def scenario() -> Health:
